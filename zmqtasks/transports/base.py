@@ -1,0 +1,190 @@
+"""The transport contract: how frames move between two nodes.
+
+Theory of operation
+-------------------
+A `Transport` makes `Comm`s: by `connect` on one side, by the callback given to `listen` on the other. A comm moves whole
+messages (lists of frames) in order, without loss or duplication, or it ends. It knows no op and no object.
+
+*Receiving* is by callback: `Comm.start(handler)` begins delivery, `handler.message_received(frames)` gets each message,
+`handler.comm_ended(error)` is called exactly once, last, whatever ended the comm, and tells how it ended:
+
+- `CommClosedError(by="local")`: `close()` or `abort()` was called here;
+- `CommClosedError(by="peer")`: the peer called `close()`; everything it sent before has been delivered;
+- `CommBrokenError`: neither side asked for it (`__cause__` has the reason); anything not yet delivered may be lost;
+- `RemoteProtocolError` / `LimitExceededError`: the peer's bytes are no message, or one over the limits.
+
+Messages that arrive before `start` are held (bounded by flow control), not lost. Callbacks run in the event loop of the
+comm, never inside `send`, `start`, `close` or `abort` of the same comm. An exception from a handler is a bug of this
+side: it is logged and the comm is aborted with it as the cause.
+
+*Sending* never blocks: `send(frames)` queues and takes ownership: the sender must not change the buffers until they are
+out. Large frames are not copied. `queued_bytes` counts what has been accepted and not yet handed to the operating system
+(or, over a transport with credits, to the peer). `await drain()` waits until the queue is under the low-water mark, and
+raises the comm's error when the comm ends first. Whoever sends without draining is bounded only by its own good sense;
+the peer's memory stays bounded in any case.
+
+*Frames received from another process* are writable, 64-byte aligned memory that belongs to the receiver.
+
+*Liveness.* A comm reports links and guesses nothing about processes. The peer's close and its death are noticed at once
+where the operating system tells; a link that is cut silently is noticed within `heartbeat_s` of the settings. A peer that
+does not read, holds its GIL, or is stopped for less than that is not broken.
+
+*Threads.* A comm belongs to the event loop that made it; no method may be called from another thread.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from zmqtasks.protocol.frames import HELLO_LIMITS, Frames, Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What a transport can do; tests and link selection skip by these declarations only."""
+
+    crosses_hosts: bool
+    crosses_processes: bool
+    encrypts: bool
+    shares_memory: bool
+    detects_cut_link: bool
+    """Notices within `heartbeat_s` that packets no longer pass."""
+    uses_ip: bool
+    """Addresses are `scheme://host:port`, with IPv4 and IPv6 hosts."""
+    untrusted_peers: bool
+    """Strangers can reach the listener, so bytes must be bounded before authentication."""
+
+
+@dataclass(frozen=True, slots=True)
+class LinkSettings:
+    """Timeouts and sizes of a transport's links; one object for all transports."""
+
+    connect_timeout_s: float = 10.0
+    heartbeat_s: float = 15.0
+    """A silently cut link breaks after about this; a peer stopped for less is left alone."""
+    high_water_bytes: int = 16 << 20
+    """Receivers stop reading, and `drain` starts to wait, above this."""
+    low_water_bytes: int = 4 << 20
+    limits: Limits = field(default=HELLO_LIMITS)
+    """In force on a new comm until `set_limits`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommStatistics:
+    """A snapshot of a comm's counters."""
+
+    messages_sent: int
+    messages_received: int
+    bytes_sent: int
+    bytes_received: int
+    queued_bytes: int
+
+
+class CommHandler(Protocol):
+    """What a comm calls; see the module's docstring for when."""
+
+    def message_received(self, frames: list[memoryview]) -> None:
+        """One whole message; the frames belong to the handler from now on."""
+
+    def comm_ended(self, error: Exception) -> None:
+        """The comm is over; called once, after the last message."""
+
+
+class Comm(ABC):
+    """One bidirectional, ordered, message-preserving link; see the module's docstring."""
+
+    local_address: str
+    peer_address: str
+
+    @abstractmethod
+    def start(self, handler: CommHandler) -> None:
+        """Begins to deliver messages to `handler`; once per comm, except through `set_handler`."""
+
+    @abstractmethod
+    def set_handler(self, handler: CommHandler) -> None:
+        """Messages from the next one on go to another handler (after a handshake, say)."""
+
+    @abstractmethod
+    def send(self, frames: Frames) -> None:
+        """Queues one message of at least one frame.
+
+        Raises the comm's end (`CommClosedError`, `CommBrokenError`) when it is over, `LocalProtocolError` for no frames.
+        """
+
+    @abstractmethod
+    async def drain(self) -> None:
+        """Waits until `queued_bytes` is below the low-water mark; raises the comm's end when that comes first."""
+
+    @property
+    @abstractmethod
+    def queued_bytes(self) -> int:
+        """Bytes accepted by `send` and not yet passed on."""
+
+    @abstractmethod
+    def pause_receiving(self) -> None:
+        """No further message is delivered until `resume_receiving` (one already being read may be)."""
+
+    @abstractmethod
+    def resume_receiving(self) -> None:
+        """Undoes `pause_receiving`."""
+
+    @abstractmethod
+    def set_limits(self, limits: Limits) -> None:
+        """Bounds on messages from the peer, from the next one on."""
+
+    @abstractmethod
+    def allocate(self, size_bytes: int) -> memoryview:
+        """Writable, aligned memory that this comm sends without a copy."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Flushes what is queued, tells the peer, and ends the comm; idempotent. Gives up flushing after `heartbeat_s`."""
+
+    @abstractmethod
+    def abort(self, reason: str = "aborted") -> None:
+        """Ends the comm at once; what is queued is dropped and the peer sees a break; idempotent."""
+
+    @property
+    @abstractmethod
+    def ended(self) -> Exception | None:
+        """What ended the comm, or None while it lives."""
+
+    @abstractmethod
+    def statistics(self) -> CommStatistics:
+        """Counters up to now."""
+
+
+class Listener(ABC):
+    """Accepts comms at an address until closed."""
+
+    address: str
+    """Where peers connect: with the real port, and a host that others can use (never 0.0.0.0)."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stops accepting and frees the address; comms already made live on; idempotent."""
+
+
+class Transport(ABC):
+    """A way to move frames, found in the registry by the scheme of an address."""
+
+    scheme: str
+    capabilities: Capabilities
+
+    @abstractmethod
+    async def connect(self, address: str, settings: LinkSettings) -> Comm:
+        """Makes a link to the listener at `address`.
+
+        Raises `AddressError`, `ConnectionRefusedByPeerError`, `ConnectTimeoutError` or another `ConnectError`, each of
+        which names the address. After cancellation nothing is left behind.
+        """
+
+    @abstractmethod
+    async def listen(self, address: str, on_comm: Callable[[Comm], None], settings: LinkSettings) -> Listener:
+        """Listens at `address` (port 0: any free one); `on_comm` gets each new comm, not yet started.
+
+        Raises `AddressError`, or `ConnectError` when the address is taken or not of this host.
+        """

@@ -1,0 +1,47 @@
+# Targets that need the package make `.venv` first; once it is there, nothing here needs the network.
+#   make demo | test | lint | bench | docs | clean          PYTHON=python3.12 picks the interpreter
+#   make test ARGS="tests/cli -k status"                    ARGS goes to pytest (and to bench)
+
+VENV := .venv
+BIN := $(VENV)/bin
+# Named by the content of pyproject.toml: a checkout that only touches the file installs nothing again.
+STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c '$(OLD_ENOUGH)' && { echo $$p; break; }; done)
+ARGS ?=
+
+.PHONY: demo test lint bench docs clean
+.DEFAULT_GOAL := demo
+
+demo: $(STAMP)
+	@$(BIN)/python -m zmqtasks demo $(ARGS)
+
+test: $(STAMP)
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python -m bench.tasks $(ARGS)
+
+docs: $(STAMP)
+	$(BIN)/python -m docs.generate
+
+$(STAMP): pyproject.toml
+	@test -n "$(PYTHON)" || { echo "zmqtasks needs Python 3.11 or newer and found none: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -c '$(OLD_ENOUGH)' || { echo "zmqtasks needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V 2>&1)" >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
+		rm -rf $(VENV); echo "no virtual environment could be made with $(PYTHON) (on Debian: apt install python3-venv)" >&2; exit 1; }
+	@echo "Installing zmqtasks and its tools into $(VENV) (once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

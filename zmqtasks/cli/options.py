@@ -1,0 +1,131 @@
+"""What the subcommands share: addresses, keys and the running of a node in the foreground."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from zmqtasks.deploy.scheduler_file import SchedulerFile, wait_scheduler_file
+from zmqtasks.deploy.serve import Node, run_loop, serve, stop_on_signals
+from zmqtasks.errors import ConfigError
+from zmqtasks.logs import LEVELS, configure_logging
+from zmqtasks.security import ClusterKey, Security, create_key, default_key_path, wait_for_key
+from zmqtasks.transports.address import format_host_port
+
+DEFAULT_PORT = 8786
+"""The port that users of dask know."""
+FILE_WAIT_S = 30.0
+"""How long nodes wait for a scheduler, started at the same time, to write its file or the key."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+key_file_option = click.option(
+    "--key-file",
+    type=click.Path(dir_okay=False),
+    help="File with the cluster key (default: $ZMQTASKS_KEY_FILE, else ~/.config/zmqtasks/cluster.key).",
+)
+scheduler_file_option = click.option(
+    "--scheduler-file", type=click.Path(dir_okay=False), help="File with the scheduler's address and the cluster key."
+)
+log_level_option = click.option(
+    "--log-level",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    default="INFO",
+    show_default=True,
+    help="The least important lines to log.",
+)
+
+
+@dataclass(frozen=True)
+class Target:
+    """The scheduler that a command talks to."""
+
+    address: str
+    security: Security
+
+
+def find_scheduler(
+    address: str | None, scheduler_file: str | None, key_file: str | None, wait_s: float = FILE_WAIT_S
+) -> Target:
+    """The scheduler that ADDRESS or --scheduler-file names; files that are not there yet are waited for."""
+    content: SchedulerFile | None = None
+    if scheduler_file:
+        content = wait_scheduler_file(scheduler_file, wait_s)
+        address = address or content.address
+    if not address:
+        raise ConfigError("which scheduler? Give its ADDRESS, as in tcp://127.0.0.1:8786, or --scheduler-file")
+    if "://" not in address:
+        address = f"tcp://{address}"
+    if content and content.key and not key_file:
+        return Target(address, Security(ClusterKey.from_hex(content.key)))
+    return Target(address, Security(wait_for_key(key_file or default_key_path(), wait_s)))
+
+
+def scheduler_security(key_file: str | None) -> Security:
+    """The key that a scheduler uses; made when the file does not exist."""
+    return Security(create_key(Path(key_file) if key_file else default_key_path()))
+
+
+def listen_address(protocol: str, host: str, port: int) -> str:
+    """An address as transports write it; IPv6 hosts in brackets."""
+    return format_host_port(protocol, host.strip("[]"), port)
+
+
+def run_node(name: str, log_level: str, make: Callable[[], Node], on_ready: Callable[[Any], None]) -> int:
+    """Runs a node in the foreground until SIGINT, SIGTERM or its own end, and gives the exit code."""
+    configure_logging(name, log_level.upper())
+    log = logging.getLogger(f"zmqtasks.cli.{name}")
+
+    async def main() -> bool:
+        stop = stop_on_signals(signal.SIGINT, signal.SIGTERM)
+        node = make()
+        stopped = await serve(node, stop, lambda: on_ready(node))
+        log.info("stopped" if stopped else "ended")
+        return stopped
+
+    run_loop(main())
+    return 0
+
+
+def run_question(question: Callable[[], Awaitable[Any]]) -> Any:
+    """Runs something short on a loop of its own."""
+
+    async def main() -> Any:
+        return await question()
+
+    return run_loop(main())
+
+
+def describe_process() -> str:
+    """What the first line of a log says about this process."""
+    return f"process {os.getpid()}, zmqtasks {_version()}"
+
+
+def _version() -> str:
+    from zmqtasks import __version__
+
+    return __version__
+
+
+__all__ = [
+    "DEFAULT_PORT",
+    "Target",
+    "asyncio",
+    "describe_process",
+    "find_scheduler",
+    "key_file_option",
+    "listen_address",
+    "log_level_option",
+    "run_node",
+    "run_question",
+    "scheduler_file_option",
+    "scheduler_security",
+]

@@ -1,0 +1,67 @@
+"""`zmqtasks scheduler`."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+import click
+
+from zmqtasks.cli.options import (
+    DEFAULT_PORT,
+    key_file_option,
+    listen_address,
+    log_level_option,
+    run_node,
+    scheduler_file_option,
+    scheduler_security,
+)
+from zmqtasks.config import load_config
+
+if TYPE_CHECKING:
+    from zmqtasks.nodes.scheduler.node import SchedulerNode
+
+log = logging.getLogger(__name__)
+
+
+@click.command()
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Where to listen: an IPv4 or IPv6 address or a name; 0.0.0.0 or :: for every interface.",
+)
+@click.option(
+    "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free port."
+)
+@click.option("--protocol", type=click.Choice(["tcp", "zmq"]), default="tcp", show_default=True)
+@scheduler_file_option
+@key_file_option
+@log_level_option
+def scheduler(
+    host: str, port: int, protocol: str, scheduler_file: str | None, key_file: str | None, log_level: str
+) -> int:
+    """Start a scheduler and run it until Ctrl-C.
+
+    Workers and clients need its address and the cluster key. The key is made when there is none; --scheduler-file
+    writes address and key into one file for all of them.
+    """
+    from zmqtasks.nodes.scheduler.node import SchedulerNode
+
+    security = scheduler_security(key_file)
+
+    def make() -> SchedulerNode:
+        return SchedulerNode(
+            [listen_address(protocol, host, port)],
+            security=security,
+            config=load_config(),
+            scheduler_file=scheduler_file,
+        )
+
+    def ready(node: SchedulerNode) -> None:
+        for address in node.addresses:
+            log.info("listens at %s; start workers with: zmqtasks worker %s", address, address)
+        if host in ("127.0.0.1", "localhost", "::1"):
+            log.info("only this machine can connect; --host 0.0.0.0 opens it to others")
+
+    return run_node("scheduler", log_level, make, ready)

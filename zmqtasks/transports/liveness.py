@@ -19,6 +19,7 @@ import struct
 import sys
 import weakref
 from collections.abc import Callable
+from typing import Protocol
 
 DETECTS_CUT_LINK = sys.platform == "linux"
 
@@ -72,10 +73,19 @@ class SilenceClock:
         return now - since >= self._heartbeat_s * (1 - 1 / _CHECKS_PER_HEARTBEAT)
 
 
+class Watched(Protocol):
+    """A link that wants to be looked at several times per heartbeat."""
+
+    @property
+    def heartbeat_s(self) -> float: ...
+
+    def look(self, now: float) -> None: ...
+
+
 class LinkWatch:
     """Calls `on_cut` once when the TCP link under `sock` is cut, until `stop`."""
 
-    __slots__ = ("_clock", "_monitor", "_on_cut", "_sock", "heartbeat_s")
+    __slots__ = ("_clock", "_loop", "_on_cut", "_sock", "heartbeat_s")
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, heartbeat_s: float, on_cut: Callable[[], None]
@@ -84,12 +94,12 @@ class LinkWatch:
         self._sock = sock
         self._on_cut = on_cut
         self._clock = SilenceClock(heartbeat_s)
-        self._monitor = _monitor_of(loop)
-        self._monitor.add(self)
+        self._loop = loop
+        watch(loop, self)
 
     def stop(self) -> None:
         """Forgets the link; idempotent."""
-        self._monitor.discard(self)
+        unwatch(self._loop, self)
 
     def look(self, now: float) -> None:
         """Takes one look at the link."""
@@ -112,19 +122,19 @@ class _Monitor:
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = weakref.ref(loop)
-        self._watches: set[LinkWatch] = set()
+        self._watches: set[Watched] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._interval_s = 0.0
 
-    def add(self, watch: LinkWatch) -> None:
-        interval_s = watch.heartbeat_s / _CHECKS_PER_HEARTBEAT
+    def add(self, watched: Watched) -> None:
+        interval_s = watched.heartbeat_s / _CHECKS_PER_HEARTBEAT
         if not self._watches or interval_s < self._interval_s:
             self._interval_s = interval_s
             self._schedule()
-        self._watches.add(watch)
+        self._watches.add(watched)
 
-    def discard(self, watch: LinkWatch) -> None:
-        self._watches.discard(watch)
+    def discard(self, watched: Watched) -> None:
+        self._watches.discard(watched)
         if not self._watches and self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -141,8 +151,8 @@ class _Monitor:
         if loop is None:
             return
         now = loop.time()
-        for watch in tuple(self._watches):
-            watch.look(now)
+        for watched in tuple(self._watches):
+            watched.look(now)
         if self._watches:
             self._schedule()
 
@@ -150,8 +160,16 @@ class _Monitor:
 _monitors: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _Monitor] = weakref.WeakKeyDictionary()
 
 
-def _monitor_of(loop: asyncio.AbstractEventLoop) -> _Monitor:
+def watch(loop: asyncio.AbstractEventLoop, watched: Watched) -> None:
+    """Has `watched.look` called by the loop several times per heartbeat, until `unwatch`."""
     monitor = _monitors.get(loop)
     if monitor is None:
         monitor = _monitors[loop] = _Monitor(loop)
-    return monitor
+    monitor.add(watched)
+
+
+def unwatch(loop: asyncio.AbstractEventLoop, watched: Watched) -> None:
+    """Undoes `watch`; idempotent."""
+    monitor = _monitors.get(loop)
+    if monitor is not None:
+        monitor.discard(watched)

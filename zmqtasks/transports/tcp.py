@@ -15,6 +15,7 @@ The wire is that of `stream`, liveness that of `liveness`. What is particular to
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import struct
@@ -32,9 +33,9 @@ from zmqtasks.errors import (
 )
 from zmqtasks.protocol.frames import KIB, Frames, Limits
 from zmqtasks.transports.address import format_host_port, parse_host_port
-from zmqtasks.transports.base import Capabilities, Comm, CommHandler, CommStatistics, LinkSettings, Listener, Transport
+from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener, Transport
+from zmqtasks.transports.lifecycle import LoopComm
 from zmqtasks.transports.liveness import DETECTS_CUT_LINK, LinkWatch, set_keepalive
-from zmqtasks.transports.memory import allocate_aligned
 from zmqtasks.transports.sockets import connect_socket, connectable_host, listening_socket
 from zmqtasks.transports.stream import GOODBYE, PREAMBLE, StreamReader, pack_message
 
@@ -50,15 +51,14 @@ _ACCEPTS_PER_TURN = 64
 _ACCEPT_RETRY_S = 0.5
 
 
-class TcpComm(Comm, asyncio.BufferedProtocol):
+class TcpComm(LoopComm, asyncio.BufferedProtocol):
     """A comm over one TCP connection; made by `TcpTransport`."""
 
     def __init__(
         self, loop: asyncio.AbstractEventLoop, sock: socket.socket, settings: LinkSettings, scheme: str
     ) -> None:
-        self._loop = loop
+        super().__init__(loop, settings)
         self._sock = sock
-        self._settings = settings
         self.local_address = _address_of(scheme, sock.getsockname())
         self.peer_address = _address_of(scheme, sock.getpeername())
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)  # until connection_made
@@ -66,48 +66,12 @@ class TcpComm(Comm, asyncio.BufferedProtocol):
         self._reader = StreamReader(settings.limits)
         self._greeted = loop.create_future()  # done when the peer's preamble has come, or the comm has ended before
         self._lost = loop.create_future()  # done when the connection is gone and its descriptor closed
-        self._handler: CommHandler | None = None
-        self._on_message: Callable[[list[memoryview]], None] = _no_handler
-        self._delivering = False  # started and not paused
         self._reading = True
         self._discarding = False  # close() was called: what comes is dropped
-        self._ended: Exception | None = None
-        self._end_told = False
         self._write_paused = False
-        self._drain_waiters: list[asyncio.Future[None]] = []
         self._collected: list[bytes] = []
         self._collected_bytes = 0
         self._turn_open = False  # something was written in this turn of the loop
-        self._messages_sent = 0
-        self._messages_received = 0
-        self._bytes_sent = 0
-        self._bytes_received = 0
-
-    # -- the contract: receiving
-
-    def start(self, handler: CommHandler) -> None:
-        self.set_handler(handler)
-        self.resume_receiving()
-        if self._ended is not None:
-            self._loop.call_soon(self._tell_end)
-
-    def set_handler(self, handler: CommHandler) -> None:
-        self._handler = handler
-        self._on_message = handler.message_received
-
-    def pause_receiving(self) -> None:
-        self._delivering = False
-        self._pause_reading()
-
-    def resume_receiving(self) -> None:
-        if self._handler is not None and not self._delivering and self._ended is None:
-            self._delivering = True
-            self._loop.call_soon(self._go_on)
-
-    def set_limits(self, limits: Limits) -> None:
-        self._reader.limits = limits
-
-    # -- the contract: sending
 
     def send(self, frames: Frames) -> None:
         if self._ended is not None:
@@ -133,13 +97,7 @@ class TcpComm(Comm, asyncio.BufferedProtocol):
         if self._ended is not None:
             raise self._ended.with_traceback(None)
         if self._write_paused:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._drain_waiters.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._drain_waiters:
-                    self._drain_waiters.remove(waiter)
+            await self._wait_drained()
 
     @property
     def queued_bytes(self) -> int:
@@ -147,52 +105,30 @@ class TcpComm(Comm, asyncio.BufferedProtocol):
             return 0
         return self._transport.get_write_buffer_size() + self._collected_bytes
 
-    def allocate(self, size_bytes: int) -> memoryview:
-        return allocate_aligned(size_bytes)
-
-    def statistics(self) -> CommStatistics:
-        return CommStatistics(
-            messages_sent=self._messages_sent,
-            messages_received=self._messages_received,
-            bytes_sent=self._bytes_sent,
-            bytes_received=self._bytes_received,
-            queued_bytes=self.queued_bytes,
-        )
-
-    # -- the contract: the end
-
-    @property
-    def ended(self) -> Exception | None:
-        return self._ended
+    def set_limits(self, limits: Limits) -> None:
+        self._reader.limits = limits
 
     async def close(self) -> None:
         if self._ended is None:
             self._say_goodbye()
-        lost = asyncio.shield(self._lost)
+        self._closing = True
         try:
             await self._wait_flushed()
             self._tell_end_soon()
-            await asyncio.wait_for(lost, _LINGER_S)
+            await asyncio.wait_for(asyncio.shield(self._lost), _LINGER_S)
         except TimeoutError:
             # The peer's kernel has, or will get, all of it; what the peer itself does is its own business.
             self._loop.call_later(self._settings.heartbeat_s, self._transport.abort)
         except asyncio.CancelledError:
-            self._transport.abort()
+            self._tell_end_soon()
+            self._drop(hard=True)
             raise
-
-    def abort(self, reason: str = "aborted") -> None:
-        if self._ended is None:
-            self._end(
-                CommClosedError(f"the link to {self.peer_address} was {reason} by this side", by="local"), reset=True
-            )
-        elif self._discarding:
-            self._drop(reset=True)
+        finally:
+            self._closing = False
 
     def _say_goodbye(self) -> None:
-        self._ended = CommClosedError(f"the link to {self.peer_address} was closed by this side", by="local")
-        self._delivering = False
+        self._mark_ended(CommClosedError(f"the link to {self.peer_address} was closed by this side", by="local"))
         self._discarding = True
-        self._wake_drainers(self._ended)
         self._write_collected()
         self._transport.write(GOODBYE)
         self._transport.set_write_buffer_limits(0)  # resume_writing now means: all is with the kernel
@@ -204,63 +140,25 @@ class TcpComm(Comm, asyncio.BufferedProtocol):
     async def _wait_flushed(self) -> None:
         if not self._discarding or not self._write_paused or self._lost.done():
             return
-        waiter: asyncio.Future[None] = self._loop.create_future()
-        self._drain_waiters.append(waiter)
+        flushed = self._loop.create_task(self._wait_drained())
         await asyncio.wait(
-            (waiter, self._lost), timeout=self._settings.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+            (flushed, self._lost), timeout=self._settings.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
         )
-        if not waiter.done():
-            waiter.cancel()
-            self._drop(reset=True)
+        if not flushed.done():
+            flushed.cancel()
+            self._drop(hard=True)
 
-    def _end(self, error: Exception, *, reset: bool = False) -> None:
-        """Ends a living comm; a comm that has ended keeps its first reason."""
-        if self._ended is None:
-            self._ended = error
-            self._delivering = False
-            self._wake_drainers(error)
-            self._tell_end_soon()
-        self._drop(reset=reset)
-
-    def _drop(self, *, reset: bool) -> None:
-        """Closes the connection and drops what is queued; with `reset` the kernel's queue too."""
+    def _drop(self, *, hard: bool) -> None:
         self._collected.clear()
         self._collected_bytes = 0
         if self._watch is not None:
             self._watch.stop()
         if self._lost.done():
             return
-        if reset:
-            try:
+        if hard:  # a reset: the kernel forgets what it has not sent yet
+            with contextlib.suppress(OSError):
                 self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            except OSError:
-                pass
         self._transport.abort()
-
-    def _tell_end_soon(self) -> None:
-        if not self._end_told and self._handler is not None:
-            self._loop.call_soon(self._tell_end)
-
-    def _tell_end(self) -> None:
-        if self._end_told or self._handler is None or self._ended is None:
-            return
-        self._end_told = True
-        handler, self._handler = self._handler, None
-        self._on_message = _no_handler
-        try:
-            handler.comm_ended(self._ended)
-        except Exception:
-            _log.exception("the handler of the link to %s failed in comm_ended", self.peer_address)
-
-    def _wake_drainers(self, error: Exception | None) -> None:
-        waiters, self._drain_waiters = self._drain_waiters, []
-        for waiter in waiters:
-            if waiter.done():
-                continue
-            if error is None:
-                waiter.set_result(None)
-            else:
-                waiter.set_exception(error)
 
     # -- writing
 
@@ -276,6 +174,12 @@ class TcpComm(Comm, asyncio.BufferedProtocol):
             self._transport.write(b"".join(collected))
 
     # -- reading
+
+    def _delivery_changed(self) -> None:
+        if self._delivering:
+            self._loop.call_soon(self._go_on)
+        else:
+            self._pause_reading()
 
     def _go_on(self) -> None:
         """Delivers what was read before the pause, then reads on."""
@@ -307,26 +211,14 @@ class TcpComm(Comm, asyncio.BufferedProtocol):
                 frames = reader.next_message_untrusted()
                 if frames is None:
                     break
-                if not frames:
+                if frames:
+                    self._hand_over(frames)
+                else:
                     self._end(CommClosedError(f"{self.peer_address} closed the link", by="peer"))
-                    break
-                self._messages_received += 1
-                try:
-                    self._on_message(frames)
-                except Exception as exc:
-                    self._handler_failed(exc)
         except RemoteProtocolError as exc:
             self._end(exc)
         finally:
             reader.keep_rest()
-
-    def _handler_failed(self, exc: Exception) -> None:
-        _log.exception("the handler of the link to %s failed: the link is aborted", self.peer_address)
-        error = CommClosedError(
-            f"the link to {self.peer_address} was aborted: its handler failed with {exc!r}", by="local"
-        )
-        error.__cause__ = exc
-        self._end(error, reset=True)
 
     # -- what asyncio calls
 
@@ -370,7 +262,7 @@ class TcpComm(Comm, asyncio.BufferedProtocol):
             CommBrokenError(
                 f"the link to {self.peer_address} broke: nothing was acknowledged for {self._settings.heartbeat_s:g} s"
             ),
-            reset=True,
+            hard=True,
         )
 
     async def wait_greeted(self) -> None:
@@ -495,12 +387,19 @@ async def _comm_over(sock: socket.socket, settings: LinkSettings, scheme: str, *
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         set_keepalive(sock, settings.heartbeat_s)
         comm = TcpComm(loop, sock, settings, scheme)
-        if accepted:
-            await loop.connect_accepted_socket(lambda: comm, sock)
-        else:
-            await loop.create_connection(lambda: comm, sock=sock)
     except BaseException:
         sock.close()
+        raise
+    # Shielded, as it takes two turns of the loop and, cancelled half-way, uvloop would close a descriptor that `sock`
+    # still thinks to own.
+    if accepted:
+        wrapping = loop.create_task(loop.connect_accepted_socket(lambda: comm, sock))
+    else:
+        wrapping = loop.create_task(loop.create_connection(lambda: comm, sock=sock))
+    try:
+        await asyncio.shield(wrapping)
+    except asyncio.CancelledError:
+        wrapping.add_done_callback(lambda done: None if done.cancelled() or done.exception() else comm.abort())
         raise
     return comm
 
@@ -508,7 +407,3 @@ async def _comm_over(sock: socket.socket, settings: LinkSettings, scheme: str, *
 def _address_of(scheme: str, name: tuple[str, int]) -> str:
     host = name[0].removeprefix("::ffff:") if "." in name[0] else name[0]
     return format_host_port(scheme, host, name[1])
-
-
-def _no_handler(frames: list[memoryview]) -> None:
-    """Takes the place of a handler that must not be called any more."""

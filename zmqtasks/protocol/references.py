@@ -24,6 +24,7 @@ __all__ = [
     "collect_references",
     "collector_mark",
     "note_reference",
+    "per_thread",
     "resolve_scope",
     "rewind_collector",
     "substitute",
@@ -39,24 +40,24 @@ class _PerThread(threading.local):
     scopes: tuple[Sequence[object], ...] = ()
 
 
-_state = _PerThread()
+per_thread = _PerThread()
 
 
 @contextmanager
 def collect_references() -> Iterator[list[Any]]:
     """A list of what `note_reference` is told in this thread while the block runs, inner collectors excepted."""
-    outer = _state.notes
+    outer = per_thread.notes
     notes: list[Any] = []
-    _state.notes = notes
+    per_thread.notes = notes
     try:
         yield notes
     finally:
-        _state.notes = outer
+        per_thread.notes = outer
 
 
 def note_reference(reference: object) -> bool:
     """Note that the object being pickled holds `reference`; False when nobody collects in this thread."""
-    notes = _state.notes
+    notes = per_thread.notes
     if notes is None:
         return False
     notes.append(reference)
@@ -65,31 +66,31 @@ def note_reference(reference: object) -> bool:
 
 def collector_mark() -> int:
     """Where the collector stands now, for `rewind_collector`."""
-    notes = _state.notes
+    notes = per_thread.notes
     return 0 if notes is None else len(notes)
 
 
 def rewind_collector(mark: int) -> None:
     """Forget what was noted since `mark`: the attempt that noted it has failed."""
-    if _state.notes is not None:
-        del _state.notes[mark:]
+    if per_thread.notes is not None:
+        del per_thread.notes[mark:]
 
 
 @contextmanager
 def resolve_scope(values: Sequence[object]) -> Iterator[None]:
     """While open, a `KeyRef(i)` that is unpickled in this thread becomes `values[i]`; the innermost scope counts."""
-    outer = _state.scopes
-    _state.scopes = (*outer, values)
+    outer = per_thread.scopes
+    per_thread.scopes = (*outer, values)
     try:
         yield
     finally:
-        _state.scopes = outer
+        per_thread.scopes = outer
 
 
 def _resolve(index: int) -> object:
-    if not _state.scopes:
+    if not per_thread.scopes:
         raise DeserializationError(f"reference {index} to an input was unpickled outside the task that has the input")
-    values = _state.scopes[-1]
+    values = per_thread.scopes[-1]
     if not 0 <= index < len(values):
         raise DeserializationError(f"reference to input {index}, but the task has {len(values)} inputs")
     return values[index]
@@ -126,10 +127,11 @@ _MAX_DEPTH = 200
 def substitute(obj: T, is_future: type | Callable[[object], bool], register: Callable[[Any], KeyRef]) -> T:
     """`obj` with `register(future)` in the place of each future in its exact lists, tuples, dicts and sets.
 
-    `is_future` is a type or a predicate. The values of dicts are walked, their keys are not. An object without a
-    future comes back itself, uncopied, whatever its depth or cycles; where a future is found, the containers on the
-    way to it are copied, each once (an object that is used twice stays one), all others are shared with `obj`. Raises
-    SerializationError for a future inside a container that contains itself, or under more than 200 containers.
+    `is_future` is a type or a predicate; numbers, texts and bytes are never asked. The values of dicts are walked,
+    their keys are not. An object without a future comes back itself, uncopied, whatever its depth or cycles; where a
+    future is found, the containers on the way to it are copied, each once (an object that is used twice stays one),
+    all others are shared with `obj`. Raises SerializationError for a future inside a container that contains itself,
+    or under more than 200 containers.
     """
     predicate = _instance_check(is_future) if isinstance(is_future, type) else is_future
     if cast(type, type(obj)) not in _CONTAINERS:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
-from importlib import metadata
 from typing import Any, Protocol
 
 from zmqtasks.errors import ConfigError, DeserializationError, SerializationError
@@ -19,11 +18,11 @@ __all__ = [
     "Family",
     "FunctionFamily",
     "get_family",
-    "has_user_types",
     "lookup_family_name",
     "register_serialization",
     "register_serialization_family",
     "user_family_of",
+    "user_types",
 ]
 
 ENTRY_POINTS = "zmqtasks.families"
@@ -73,7 +72,8 @@ _bases: dict[type, str] = {}
 # exists.
 _pending: dict[str, dict[str, tuple[str, bool]]] = {}
 
-_user_types = False
+user_types: set[str] = set()
+"""Paths of the types that third parties have registered: while it is empty, pickling needs no hook."""
 
 
 def register_serialization_family(name: str, family: Family | str) -> None:
@@ -108,7 +108,6 @@ def register_serialization(
         name: of the family made of the two functions; "module:Type" by default. Both sides register the same name.
         subclasses: also for subclasses of `cls`, unless they are registered themselves.
     """
-    global _user_types
     path = cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"
     if family is None:
         if serializer is None or deserializer is None:
@@ -123,7 +122,7 @@ def register_serialization(
         _register_path(cls, family, subclasses)
     else:
         _register_type(cls, family, subclasses)
-    _user_types = True
+    user_types.add(path)
 
 
 def _register_type(cls: type, family: str, subclasses: bool) -> None:
@@ -137,11 +136,6 @@ def _register_path(path: str, family: str, subclasses: bool) -> None:
     if not (module and colon and qualname):
         raise ConfigError(f"{path!r} does not name a type: write 'module:Type'")
     _pending.setdefault(module.partition(".")[0], {})[path] = (family, subclasses)
-
-
-def has_user_types() -> bool:
-    """Whether anybody has registered a type: if not, pickling needs no hook."""
-    return _user_types
 
 
 def lookup_family_name(cls: type) -> str | None:
@@ -183,6 +177,8 @@ def get_family(name: str) -> Family | None:
     """The family called `name`, imported if need be; None when nobody has registered it."""
     family = _families.get(name)
     if family is None:
+        from importlib import metadata  # 25 ms, needed on the way to an error only
+
         for entry in metadata.entry_points(group=ENTRY_POINTS, name=name):
             family = entry.load()
             _families[name] = family
@@ -219,7 +215,7 @@ def get_family_to_read(name: str) -> Family:
         where = name.partition(":")[0] if ":" in name else "the module that registers it"
         raise DeserializationError(
             f"a payload is of the serialization family {name!r}, which is not registered here: import {where} "
-            f"on this node (register_serialization, register_serialization_family), or install a package that announces it"
+            "on this node (register_serialization, register_serialization_family), or install a package that has it"
         )
     return family
 

@@ -30,7 +30,7 @@ OUT_OF_BAND_BYTES = 1024
 BULK_BYTES = 64 * 1024
 """A bytes object from this size on is sent from where it lies; pickle alone would copy it first."""
 
-_MAIN = b"\x8c\x08__main__"  # how protocol 4 and 5 spell a module's name in front of a class or function of it
+MAIN = b"\x8c\x08__main__"  # how protocol 4 and 5 spell a module's name in front of a class or function of it
 
 BufferCallback = Callable[[pickle.PickleBuffer], bool]
 
@@ -71,19 +71,24 @@ def dumps(obj: object, buffer_callback: BufferCallback | None = None, buffers: l
     the collector of references. Raises SerializationError that names the type of `obj` and the cause.
     """
     mark = collector_mark()
-    if not _pickled_by_value():
+    if not pickled_by_value():
         try:
-            if families.has_user_types():
+            if families.user_types:
                 data = _plain_with_user_types(obj, buffer_callback)
             else:
                 data = _dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
-            if _MAIN not in data:
+            if data.find(MAIN) < 0:
                 return data
-        except Exception:
+        except Exception:  # cloudpickle is asked next, and its error is the one that tells more
             pass
-        rewind_collector(mark)
         if buffers:
             buffers.clear()
+    return dumps_by_value(obj, mark, buffer_callback)
+
+
+def dumps_by_value(obj: object, mark: int, buffer_callback: BufferCallback | None = None) -> bytes:
+    """Pickle `obj` by cloudpickle, after an attempt by plain pickle that began with the collector at `mark`."""
+    rewind_collector(mark)
     try:
         return _cloudpickle_dumps(obj, buffer_callback)
     except Exception as exc:
@@ -96,7 +101,7 @@ def dumps(obj: object, buffer_callback: BufferCallback | None = None, buffers: l
         ) from exc
 
 
-def _pickled_by_value() -> bool:
+def pickled_by_value() -> bool:
     """Whether a module is registered with `cloudpickle.register_pickle_by_value`; imports nothing to find out."""
     cloudpickle = sys.modules.get("cloudpickle")
     return cloudpickle is not None and bool(cloudpickle.list_registry_pickle_by_value())
@@ -172,7 +177,7 @@ def _cloudpickle_dumps(obj: object, buffer_callback: BufferCallback | None) -> b
     global _cloud_pickler
     import cloudpickle
 
-    if not families.has_user_types():
+    if not families.user_types:
         data: bytes = cloudpickle.dumps(obj, PROTOCOL, buffer_callback=buffer_callback)
         return data
     if _cloud_pickler is None:

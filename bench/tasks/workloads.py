@@ -1,0 +1,95 @@
+"""Workloads on a real cluster of two single-thread workers, over each transport."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+from zmqtasks import Client, LocalCluster
+
+PROTOCOLS = ("tcp", "zmq", "inproc")
+WORKERS = 2
+WARM_UP_TASKS = 200
+ROUNDS = 3
+LATENCY_CALLS = 300
+TREE_DEPTH = 12
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def total(xs: list[int]) -> int:
+    return sum(xs)
+
+
+def run_map(client: Client, tasks: int) -> dict[str, float]:
+    """No-op tasks, gathered; the best round, and all of them."""
+    times = []
+    for _ in range(ROUNDS):
+        began = time.perf_counter()
+        results = client.gather(client.map(inc, range(tasks)))
+        times.append((time.perf_counter() - began) / tasks * 1e6)
+        assert sum(results) == tasks * (tasks + 1) // 2
+    return {"us_per_task": min(times), "us_per_task_median": statistics.median(times)}
+
+
+def run_latency(client: Client, tasks: int) -> dict[str, float]:
+    """Submit one, wait for its result."""
+    times = []
+    for number in range(LATENCY_CALLS):
+        began = time.perf_counter()
+        assert client.submit(inc, number).result() == number + 1
+        times.append((time.perf_counter() - began) * 1e3)
+    times.sort()
+    return {"ms_median": statistics.median(times), "ms_99th": times[int(0.99 * len(times))]}
+
+
+def run_merge(client: Client, tasks: int) -> dict[str, float]:
+    """Many tasks into one."""
+    began = time.perf_counter()
+    leaves = client.map(inc, range(tasks))
+    assert client.submit(total, leaves).result() == tasks * (tasks + 1) // 2
+    return {"us_per_task": (time.perf_counter() - began) / tasks * 1e6}
+
+
+def run_tree(client: Client, tasks: int) -> dict[str, float]:
+    """Pairwise sums of 2^12 leaves."""
+    leaves = 1 << TREE_DEPTH
+    began = time.perf_counter()
+    level = client.map(inc, range(leaves))
+    while len(level) > 1:
+        level = client.map(add, level[::2], level[1::2])
+    assert level[0].result() == leaves * (leaves + 1) // 2
+    return {"us_per_task": (time.perf_counter() - began) / (2 * leaves) * 1e6}
+
+
+WORKLOADS: dict[str, Callable[[Client, int], dict[str, float]]] = {
+    "map": run_map,
+    "latency": run_latency,
+    "merge": run_merge,
+    "tree": run_tree,
+}
+
+
+def run(names: list[str], tasks: int) -> list[dict[str, Any]]:
+    """Rows for the named workloads, over every transport."""
+    rows: list[dict[str, Any]] = []
+    for protocol in PROTOCOLS:
+        options: dict[str, Any] = {"processes": False} if protocol == "inproc" else {"protocol": protocol}
+        with (
+            LocalCluster(n_workers=WORKERS, threads_per_worker=1, **options) as cluster,
+            Client(cluster) as client,
+        ):
+            client.gather(client.map(inc, range(WARM_UP_TASKS)))
+            rows.extend(
+                {"workload": name, "protocol": protocol, "tasks": tasks, **WORKLOADS[name](client, tasks)}
+                for name in names
+            )
+    return rows

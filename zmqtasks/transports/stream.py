@@ -43,7 +43,7 @@ COALESCE_BYTES = 16 * KIB
 """
 
 DIRECT_BYTES = 32 * KIB
-"""A frame (or table of lengths) that lacks at least this much is read into its own memory, past the scratch."""
+"""A frame (or table of lengths) over this that is not all there is read on into its own memory, past the scratch."""
 
 _SCRATCH_BYTES = 256 * KIB
 _WRITE_BYTES = 1 * GIB
@@ -196,7 +196,7 @@ class StreamReader:
                 self._pos += size
                 frames.append(frame)
                 continue
-            if size - available >= DIRECT_BYTES:
+            if size > DIRECT_BYTES:
                 self._start_direct(self._allocate_untrusted(size))
             return None
         self._frames = None
@@ -225,9 +225,8 @@ class StreamReader:
                 f"the peer announced a message of {count} frames, the limit is {self.limits.frames}"
             )
         table_bytes = count * _LENGTH_BYTES
-        missing = table_bytes + _HEADER.size - available
-        if missing > 0:
-            if missing >= DIRECT_BYTES:
+        if available < _HEADER.size + table_bytes:
+            if table_bytes > DIRECT_BYTES:
                 self._pos += _HEADER.size
                 self._start_direct(self._allocate_untrusted(table_bytes))
             return False

@@ -99,4 +99,6 @@ def _parse_size(text: str) -> float:
     if not match or match[2].upper() not in UNITS:
         raise ConfigError(f"memory limit {text!r}: write it like 4GiB, 500MB, 0.5 (of the machine), auto or 0")
     number = float(match[1])
-    return number * UNITS[match[2].upper()] if match[2] else (number if "." in match[1] else int(match[1]))
+    if match[2]:
+        return int(number * UNITS[match[2].upper()])
+    return number if "." in match[1] else int(number)  # 1.0 is a part of the machine, 1 is a byte

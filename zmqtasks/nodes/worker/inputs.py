@@ -1,0 +1,310 @@
+"""The inputs of a worker's runs: which are held, which have to come from where, and what is fetched next.
+
+Theory of operation
+-------------------
+`held` has the keys that this worker is a replica of: results, data put here, inputs fetched. `records` has the inputs
+that are not held: those the scheduler named (`Inputs`), until they are held or nobody needs them. Fetches are planned
+at the end of each batch of stimuli: inputs go into one request per holder, the holder being one that is asked anyway
+or else the one with the fewest bytes on the way, until `fetch_bytes` are in flight; one fetch is always allowed. A
+holder that fails is struck from the record and another one asked; when none is left the input is `MISSING` and the
+scheduler is told (`FetchFailed`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from zmqtasks.ids import Key
+from zmqtasks.nodes.worker.instructions import DropKeys, FetchKeys, KeepInline, Outbox
+from zmqtasks.nodes.worker.state import Input, InputState, Run
+from zmqtasks.nodes.worker.transitions import change_input
+from zmqtasks.protocol.ops import DataAdded, FetchFailed, Inputs
+
+REQUEST_BYTES = 64 << 20
+"""A request ends at this much, so that several holders and the tasks that wait first are served side by side."""
+
+NOBODY = -1
+"""`FetchFailed.holder` when nobody was asked."""
+
+
+class _Request:
+    """A fetch that is on its way."""
+
+    __slots__ = ("holder", "records", "size_bytes")
+
+    def __init__(self, holder: int) -> None:
+        self.holder = holder
+        self.records: dict[Key, Input] = {}
+        self.size_bytes = 0
+
+
+class InputTable:
+    """Inputs of runs; methods that may complete runs return those that now have all their inputs."""
+
+    def __init__(self, outbox: Outbox, fetch_bytes: int) -> None:
+        self.held: dict[Key, int] = {}
+        self.records: dict[Key, Input] = {}
+        self.peers: dict[int, str] = {}
+        self._outbox = outbox
+        self._fetch_bytes = fetch_bytes
+        self._needed: deque[Input] = deque()
+        self._requests: dict[int, _Request] = {}
+        self._last_request = 0
+        self._bytes_from: dict[int, int] = {}
+        self._bytes_in_flight = 0
+        self._fresh: set[Key] = set()
+        self._stale: set[Key] = set()
+
+    # --- stimuli from the scheduler ---------------------------------------------------------------------------------
+
+    def learn(self, op: Inputs) -> list[Run]:
+        """Notes where inputs of the tasks that follow are."""
+        ready: list[Run] = []
+        lengths = op.lengths or [-1] * len(op.keys)
+        offset = 0
+        for key, size, holders, length in zip(op.keys, op.sizes, op.holders, lengths, strict=True):
+            value = op.values[offset : offset + length] if length >= 0 else None
+            offset += max(length, 0)
+            if key in self.held:
+                continue
+            record = self.records.get(key)
+            if record is None:
+                record = self.records[key] = Input(key, size, list(holders), InputState.NEEDED)
+                self._fresh.add(key)
+                if value is not None:
+                    record.state = InputState.INLINE
+                    self._outbox.instructions.append(KeepInline(key, value))
+            elif value is not None and record.state is not InputState.INLINE:
+                change_input(record, InputState.INLINE, "Inputs")
+                self._outbox.instructions.append(KeepInline(key, value))
+                self._arrived(record, ready)
+            elif value is None and record.state is not InputState.INLINE:
+                self._update(record, holders)
+        return ready
+
+    def update_locations(self, keys: Sequence[Key], holders: Sequence[Sequence[int]]) -> None:
+        """Notes who holds inputs now; those that were missing are fetched again."""
+        for key, numbers in zip(keys, holders, strict=True):
+            if (record := self.records.get(key)) is not None and record.state is not InputState.INLINE:
+                self._update(record, numbers)
+
+    def _update(self, record: Input, holders: Sequence[int]) -> None:
+        record.holders = list(holders)
+        if holders and record.state is InputState.MISSING:
+            self._need(record)
+
+    def free(self, keys: Sequence[Key]) -> None:
+        """Forgets results and replicas; inputs that runs here still wait for are kept."""
+        if dropped := [key for key in keys if self.held.pop(key, None) is not None]:
+            self._outbox.instructions.append(DropKeys(dropped))
+
+    # --- runs -------------------------------------------------------------------------------------------------------
+
+    def register(self, run: Run) -> None:
+        """Counts a new run as a user of its inputs; `run.missing` says for how many it has to wait."""
+        records: list[Input] = []
+        unknown: list[Key] = []
+        for key in dict.fromkeys(run.deps):
+            if key in self.held:
+                continue
+            record = self.records.get(key)
+            if record is None:
+                record = self.records[key] = Input(key, 0, [], InputState.MISSING)
+                unknown.append(key)
+            else:
+                self._fresh.discard(key)
+            record.users += 1
+            records.append(record)
+            if record.state is not InputState.INLINE:
+                if not record.waiters and record.state is InputState.NEEDED:
+                    self._needed.append(record)
+                record.waiters[run.run_id] = run
+                run.missing += 1
+        run.records = records
+        if unknown:
+            self._outbox.ops.append(FetchFailed(unknown, NOBODY, True))
+
+    def gone_inputs(self, run: Run) -> bool:
+        """Whether inputs of a run about to start have been freed since; it then waits for them again."""
+        gone = [key for key in dict.fromkeys(run.deps) if key not in self.held and not self._is_inline(key)]
+        if not gone:
+            return False
+        self.release(run)
+        run.missing = 0
+        self.register(run)
+        return True
+
+    def _is_inline(self, key: Key) -> bool:
+        return (record := self.records.get(key)) is not None and record.state is InputState.INLINE
+
+    def release(self, run: Run) -> None:
+        """The run is over, whatever its end: inputs that only it used are forgotten."""
+        dropped = []
+        for record in run.records:
+            record.waiters.pop(run.run_id, None)
+            record.users -= 1
+            if record.users == 0 and self._forget(record):
+                dropped.append(record.key)
+        run.records = ()
+        if dropped:
+            self._outbox.instructions.append(DropKeys(dropped))
+
+    def _forget(self, record: Input) -> bool:
+        """Whether the store has a value to drop; a fetch on its way is left alone and judged when it ends."""
+        state = record.state
+        if state is InputState.FETCHING or state is InputState.HELD or state is InputState.GONE:
+            return False
+        change_input(record, InputState.GONE, "no run uses it")
+        del self.records[record.key]
+        return state is InputState.INLINE
+
+    def tick(self) -> None:
+        """Forgets inputs that were announced two ticks ago and that no run has named since."""
+        dropped = [key for key in self._stale & self._fresh if self._forget_unused(key)]
+        self._fresh -= self._stale
+        self._stale = set(self._fresh)
+        if dropped:
+            self._outbox.instructions.append(DropKeys(dropped))
+
+    def _forget_unused(self, key: Key) -> bool:
+        record = self.records.get(key)
+        return record is not None and record.users == 0 and self._forget(record)
+
+    # --- values arrive ----------------------------------------------------------------------------------------------
+
+    def hold(self, key: Key, size: int, ready: list[Run]) -> None:
+        """A value is in the store: a result, or data that was put here."""
+        self.held[key] = size
+        if (record := self.records.pop(key, None)) is not None:
+            change_input(record, InputState.HELD, "held")
+            self._arrived(record, ready)
+
+    def _arrived(self, record: Input, ready: list[Run]) -> None:
+        for run in record.waiters.values():
+            run.missing -= 1
+            if run.missing == 0:
+                ready.append(run)
+        record.waiters.clear()
+
+    def fetch_finished(
+        self, request: int, sizes: dict[Key, int], missing: Iterable[Key], ready: list[Run]
+    ) -> tuple[list[Key], list[Input]]:
+        """A peer has answered; gives the keys to keep, and inputs that neither came nor are missing."""
+        fetch = self._end_request(request)
+        kept: list[Key] = []
+        for key, size in sizes.items():
+            record = fetch.records.pop(key, None)
+            if record is None or record.state is not InputState.FETCHING:
+                continue
+            if record.users == 0:
+                change_input(record, InputState.GONE, "fetched for nobody")
+                del self.records[key]
+                continue
+            kept.append(key)
+            self.hold(key, size, ready)
+        if kept:
+            self._outbox.ops.append(DataAdded(kept, [sizes[key] for key in kept]))
+        lost = [fetch.records.pop(key) for key in missing if key in fetch.records]
+        self._failed(fetch.holder, lost, reachable=True)
+        return kept, list(fetch.records.values())
+
+    def fetch_broken(self, request: int) -> None:
+        """A peer could not be reached, or the link broke: nothing of the request has come."""
+        fetch = self._end_request(request)
+        self._failed(fetch.holder, list(fetch.records.values()), reachable=False)
+
+    def give_up(self, record: Input, stimulus: str) -> list[Run]:
+        """The input cannot be had from anybody; gives the runs that wait for it, which now have to fail."""
+        if record.state is not InputState.FETCHING:
+            return []
+        change_input(record, InputState.GONE, stimulus)
+        del self.records[record.key]
+        waiters = list(record.waiters.values())
+        record.waiters.clear()
+        return waiters
+
+    def _end_request(self, request: int) -> _Request:
+        fetch = self._requests.pop(request)
+        self._bytes_in_flight -= fetch.size_bytes
+        left = self._bytes_from[fetch.holder] - fetch.size_bytes
+        if left:
+            self._bytes_from[fetch.holder] = left
+        else:
+            del self._bytes_from[fetch.holder]
+        return fetch
+
+    def _failed(self, holder: int, records: list[Input], reachable: bool) -> None:
+        told = []
+        for record in records:
+            if record.state is not InputState.FETCHING:
+                continue
+            record.holders = [number for number in record.holders if number != holder]
+            if record.users == 0:
+                change_input(record, InputState.GONE, "fetch failed, wanted by nobody")
+                del self.records[record.key]
+            elif record.holders:
+                self._need(record)
+            else:
+                change_input(record, InputState.MISSING, "no holder left")
+                told.append(record.key)
+        if told:
+            self._outbox.ops.append(FetchFailed(told, holder, reachable))
+
+    def _need(self, record: Input) -> None:
+        change_input(record, InputState.NEEDED, "another holder")
+        self._needed.append(record)
+
+    # --- planning ---------------------------------------------------------------------------------------------------
+
+    def plan_fetches(self) -> None:
+        """Asks for inputs that are needed, as far as bytes in flight allow."""
+        if not self._needed:
+            return
+        requests: dict[int, _Request] = {}
+        complete: list[_Request] = []
+        homeless: list[Key] = []
+        while self._needed and (self._bytes_in_flight < self._fetch_bytes or not self._bytes_in_flight):
+            record = self._needed.popleft()
+            if record.state is not InputState.NEEDED or not record.users:
+                continue
+            holder = self._choose_holder(record, requests)
+            if holder is None:
+                change_input(record, InputState.MISSING, "nobody holds it")
+                homeless.append(record.key)
+                continue
+            self._add(requests.setdefault(holder, _Request(holder)), record)
+            if requests[holder].size_bytes >= REQUEST_BYTES:
+                complete.append(requests.pop(holder))
+        for fetch in (*complete, *requests.values()):
+            self._last_request += 1
+            self._requests[self._last_request] = fetch
+            self._outbox.instructions.append(
+                FetchKeys(self._last_request, self.peers[fetch.holder], list(fetch.records))
+            )
+        if homeless:
+            self._outbox.ops.append(FetchFailed(homeless, NOBODY, True))
+
+    def _choose_holder(self, record: Input, requests: dict[int, _Request]) -> int | None:
+        best: int | None = None
+        best_load = 0
+        for holder in record.holders:
+            if holder in requests:
+                return holder
+            load = self._bytes_from.get(holder, 0)
+            if holder in self.peers and (best is None or load < best_load):
+                best, best_load = holder, load
+        return best
+
+    def _add(self, fetch: _Request, record: Input) -> None:
+        change_input(record, InputState.FETCHING, "planned")
+        size = max(record.size, 1)
+        fetch.records[record.key] = record
+        fetch.size_bytes += size
+        self._bytes_in_flight += size
+        self._bytes_from[fetch.holder] = self._bytes_from.get(fetch.holder, 0) + size
+
+    @property
+    def fetching(self) -> int:
+        """Requests on their way."""
+        return len(self._requests)

@@ -1,0 +1,104 @@
+"""What the machine asks of its shell, and what the shell reports of runs: plain records, compared whole in tests."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import msgspec
+
+from zmqtasks.ids import Key
+from zmqtasks.nodes.worker.state import Run
+from zmqtasks.protocol.ops import CallFunction, Op
+
+
+class StartRuns(msgspec.Struct, frozen=True):
+    """Their inputs are here: pin them and hand the runs to the executor, in this order where priorities are equal."""
+
+    runs: list[Run]
+
+
+class TakeBack(msgspec.Struct, frozen=True):
+    """Runs that have not started are to be taken from the executor and reported by `runs_taken_back`."""
+
+    runs: list[Run]
+
+
+class Interrupt(msgspec.Struct, frozen=True):
+    """Runs that have started are asked to stop (async tasks are cancelled)."""
+
+    runs: list[Run]
+
+
+class FetchKeys(msgspec.Struct, frozen=True):
+    """To be fetched from one peer; answered exactly once, by `fetch_finished` or `fetch_broken`."""
+
+    request: int
+    address: str
+    keys: list[Key]
+
+
+class KeepInline(msgspec.Struct, frozen=True):
+    """The value of an input that came with the tasks: an inline payload, kept until `DropKeys`."""
+
+    key: Key
+    value: bytes
+
+
+class DropKeys(msgspec.Struct, frozen=True):
+    """Values that the store is to forget."""
+
+    keys: list[Key]
+
+
+class LearnFunctions(msgspec.Struct, frozen=True):
+    """Serialized functions by digest, for runs that follow."""
+
+    digests: list[bytes]
+    functions: list[bytes]
+
+
+class Call(msgspec.Struct, frozen=True):
+    """A function to call outside of any task; the shell answers by `CallFinished`."""
+
+    op: CallFunction
+
+
+class Stop(msgspec.Struct, frozen=True):
+    """The worker is to end."""
+
+    reason: str
+
+
+Instruction: TypeAlias = (
+    StartRuns | TakeBack | Interrupt | FetchKeys | KeepInline | DropKeys | LearnFunctions | Call | Stop
+)
+
+
+class Finished(msgspec.Struct, gc=False, eq=False):
+    """A run gave a result."""
+
+    run: Run
+    value: Any
+    data: bytes | None
+    """The result as an inline payload, when it is small."""
+    size: int
+    duration_us: int
+    references: list[Key] | None = None
+    """Keys of the futures in the result."""
+
+
+class Outbox:
+    """Ops for the scheduler and instructions for the shell, in the order in which the machine made them."""
+
+    __slots__ = ("instructions", "ops")
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.instructions: list[Instruction] = []
+
+    def take(self) -> tuple[list[Op], list[Instruction]]:
+        """Everything so far; the outbox is empty afterwards."""
+        taken = self.ops, self.instructions
+        self.ops = []
+        self.instructions = []
+        return taken

@@ -1,0 +1,108 @@
+"""Values that a worker holds: live objects where a task made them, unopened payloads where they came from elsewhere.
+
+The store belongs to the node's loop. Entries are handed to task threads, which open them: a payload is turned into an
+object by the first task that needs it, never on the loop, and once.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from zmqtasks.errors import SerializationError
+from zmqtasks.ids import Key, format_key
+from zmqtasks.protocol.payload import Payload, unpack_inline
+from zmqtasks.protocol.serialize import deserialize, deserialize_inline, serialize
+
+_UNOPENED: Any = object()
+
+
+class Entry:
+    """One value: open it with `get`, read it for a peer with `payload`."""
+
+    __slots__ = ("_lock", "_payload", "data", "size", "value")
+
+    def __init__(self, value: Any, size: int, data: bytes | None = None, payload: Payload | None = None) -> None:
+        self.value = value
+        self.size = size
+        self.data = data
+        """The value as an inline payload, kept where it is small."""
+        self._payload = payload
+        self._lock = threading.Lock() if value is _UNOPENED else None
+
+    def get(self) -> Any:
+        """The live object; raises DeserializationError when it cannot be opened. For any thread."""
+        if self.value is _UNOPENED:
+            assert self._lock is not None
+            with self._lock:
+                if self.value is _UNOPENED:
+                    self._open()
+        return self.value
+
+    def _open(self) -> None:
+        if self._payload is not None:
+            self.value = deserialize(self._payload)
+            self._payload = None  # arrays live on in its frames; a pickle would be held twice
+        else:
+            assert self.data is not None
+            self.value = deserialize_inline(self.data)
+
+    def payload(self) -> Payload:
+        """The value for a peer; raises SerializationError when it cannot be pickled."""
+        if self.data is not None:
+            return unpack_inline(self.data)
+        # Read once: a task thread may open the entry, which drops the payload.
+        payload = self._payload
+        return payload if payload is not None else serialize(self.value)
+
+
+class Store:
+    """Entries by key, and the bytes that they take together."""
+
+    def __init__(self) -> None:
+        self.entries: dict[Key, Entry] = {}
+        self.stored_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def put_value(self, key: Key, value: Any, size: int, data: bytes | None = None) -> None:
+        """Keeps the result of a task; `data` is its inline payload when there is one."""
+        self._put(key, Entry(value, size, data))
+
+    def put_inline(self, key: Key, data: bytes) -> None:
+        """Keeps an inline payload unopened."""
+        self._put(key, Entry(_UNOPENED, len(data), data))
+
+    def put_payload(self, key: Key, payload: Payload) -> None:
+        """Keeps a payload unopened; its frames belong to the store from now on."""
+        self._put(key, Entry(_UNOPENED, payload.nbytes, None, payload))
+
+    def _put(self, key: Key, entry: Entry) -> None:
+        if (old := self.entries.get(key)) is not None:
+            self.stored_bytes -= old.size
+        self.entries[key] = entry
+        self.stored_bytes += entry.size
+
+    def drop(self, keys: Iterable[Key]) -> None:
+        """Forgets values; unknown keys are passed over. Tasks that have an entry in hand keep it."""
+        for key in keys:
+            if (entry := self.entries.pop(key, None)) is not None:
+                self.stored_bytes -= entry.size
+
+    def read(self, key: Key) -> Payload | str | None:
+        """The value for a peer, None when it is not here, or why it cannot be sent."""
+        if (entry := self.entries.get(key)) is None:
+            return None
+        try:
+            return entry.payload()
+        except SerializationError as exc:
+            return (
+                f"the result of {format_key(key)}, a {type(entry.value).__qualname__}, cannot leave its worker: {exc}"
+            )
+        except Exception as exc:
+            return (
+                f"the result of {format_key(key)}, a {type(entry.value).__qualname__}, cannot leave its worker:"
+                f" {type(exc).__name__}: {exc}"
+            )

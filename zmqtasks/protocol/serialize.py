@@ -97,8 +97,8 @@ def _write(name: str, obj: Any) -> Any:
 def deserialize(payload: Payload) -> Any:
     """The object in `payload`. Opens it: a pickle runs code of whoever wrote it.
 
-    Arrays are made on the frames, without a copy: writable where the frames are. Raises DeserializationError, with the
-    error of the object's own code as the cause where there is one.
+    Arrays are made on the frames, without a copy: writable where the frames are. Raises DeserializationError, with
+    the error of the object's own code as the cause where there is one.
     """
     if payload.header == PICKLE_HEADER:
         return pickle_family.deserialize(b"", payload.frames)
@@ -143,9 +143,7 @@ def deserialize_inline(data: Buffer) -> Any:
         except DeserializationError:
             raise
         except Exception as exc:
-            raise DeserializationError(
-                f"a pickle of {len(data)} bytes cannot be read: {type(exc).__name__}: {exc}"
-            ) from exc
+            raise pickle_family.unreadable(data, exc) from exc
     return deserialize(unpack_inline(data))
 
 

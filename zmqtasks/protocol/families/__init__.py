@@ -101,12 +101,11 @@ def register_serialization(
     """Choose how objects of type `cls` are written, alone or inside other objects that are pickled.
 
     Args:
-        cls: the type; or "module:Type", looked up when the first object of that package is seen.
-        family: name of a registered family; or instead of it:
-        serializer: gives metadata (plain data: numbers, texts, tuples, dicts, ...) and a list of buffers for an object.
-        deserializer: gives the object for metadata and buffers.
-        name: of the family made of the two functions; "module:Type" by default. Both sides register the same name.
-        subclasses: also for subclasses of `cls`, unless they are registered themselves.
+        cls: the type; or "module:Type", looked up when the first object of that package is seen. family: name of a
+        registered family; or instead of it: serializer: gives metadata (plain data: numbers, texts, tuples, dicts,
+        ...) and a list of buffers for an object. deserializer: gives the object for metadata and buffers. name: of
+        the family made of the two functions; "module:Type" by default. Both sides register the same name. subclasses:
+        also for subclasses of `cls`, unless they are registered themselves.
     """
     path = cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"
     if family is None:

@@ -124,10 +124,13 @@ def loads(data: Buffer, buffers: Sequence[Buffer] = ()) -> Any:
     except DeserializationError:
         raise
     except Exception as exc:
-        hint = "; install or import that module on this node" if isinstance(exc, ImportError) else ""
-        raise DeserializationError(
-            f"a pickle of {len(data)} bytes cannot be read: {type(exc).__name__}: {exc}{hint}"
-        ) from exc
+        raise unreadable(data, exc) from exc
+
+
+def unreadable(data: Buffer, exc: Exception) -> DeserializationError:
+    """What to raise for a pickle whose reading ended with `exc`."""
+    hint = "; install or import that module on this node" if isinstance(exc, ImportError) else ""
+    return DeserializationError(f"a pickle of {len(data)} bytes cannot be read: {type(exc).__name__}: {exc}{hint}")
 
 
 class _UserTypes(Mapping[type, Callable[[Any], Any]]):

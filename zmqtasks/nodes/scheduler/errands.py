@@ -1,0 +1,134 @@
+"""Errands that clients send through the scheduler: calls of functions on workers and nannies, and restarts of the cluster."""
+
+from __future__ import annotations
+
+import msgspec
+
+from zmqtasks.nodes.scheduler.lifecycle import Lifecycle
+from zmqtasks.nodes.scheduler.membership import Membership
+from zmqtasks.nodes.scheduler.state import ClientState, NannyState, SchedulerState, WorkerState
+from zmqtasks.protocol.ops import (
+    CallFinished,
+    CallFunction,
+    QueryAnswered,
+    Restart,
+    RestartWorkers,
+    RunFinished,
+    RunFunction,
+)
+
+
+class _Call:
+    """One `RunFunction`, until every worker has answered."""
+
+    def __init__(self, client: ClientState, request: int) -> None:
+        self.client = client
+        self.request = request
+        self.open: set[str] = set()
+
+
+class _Restart:
+    """One `Restart`, until as many workers as before are back."""
+
+    def __init__(self, client: ClientState, request: int, old: set[bytes], wanted: int, until: float) -> None:
+        self.client = client
+        self.request = request
+        self.old = old
+        self.wanted = wanted
+        self.until = until
+
+
+class Errands:
+    """Calls and restarts under way."""
+
+    def __init__(self, state: SchedulerState, lifecycle: Lifecycle, membership: Membership) -> None:
+        self.state = state
+        self.lifecycle = lifecycle
+        self.membership = membership
+        self._calls: dict[int, _Call] = {}
+        self._next_call = 1
+        self._restarts: list[_Restart] = []
+
+    # --- calls ------------------------------------------------------------------------------------------------------
+
+    def run_function(self, client: ClientState, op: RunFunction) -> None:
+        """Sends the call to each worker (or nanny) that is meant."""
+        number = self._next_call
+        self._next_call += 1
+        call = _Call(client, op.request)
+        targets: list[WorkerState | NannyState]
+        if op.on_nanny:
+            targets = [n for n in self.state.nannies.values() if not op.workers or n.name in op.workers]
+        else:
+            every = self.state.workers.values()
+            targets = [w for w in every if not op.workers or {w.address, w.name, w.host} & set(op.workers)]
+        for target in targets:
+            call.open.add(target.name if isinstance(target, NannyState) else target.address)
+            target.outbox.add(CallFunction(number, op.function))
+        self._calls[number] = call
+        self._close_if_done(number)
+
+    def call_finished(self, who: str, op: CallFinished) -> None:
+        """A worker's answer."""
+        call = self._calls.get(op.call)
+        if call is None or who not in call.open:
+            return
+        call.open.discard(who)
+        call.client.outbox.add(RunFinished(call.request, who, op.result, op.erred))
+        self._close_if_done(op.call)
+
+    def _close_if_done(self, number: int) -> None:
+        call = self._calls[number]
+        if not call.open:
+            del self._calls[number]
+            call.client.outbox.add(RunFinished(call.request, ""))
+
+    def _drop_gone(self) -> None:
+        present = set(self.state.worker_addresses) | {n.name for n in self.state.nannies.values()}
+        for number, call in list(self._calls.items()):
+            for gone in call.open - present:
+                call.open.discard(gone)
+                call.client.outbox.add(RunFinished(call.request, gone, error=f"{gone} left before it answered"))
+            self._close_if_done(number)
+
+    # --- restarts ---------------------------------------------------------------------------------------------------
+
+    def restart(self, client: ClientState, op: Restart) -> None:
+        """Cancels all tasks, forgets all data, and has the nannies start new worker processes."""
+        self.lifecycle.give_up(list(self.state.tasks.values()), "the cluster was restarted", "CancelledError")
+        watched = {w.instance for w in self.state.workers.values() if w.nanny in self.state.nannies}
+        until = self.state.now + op.timeout_s
+        self._restarts.append(_Restart(client, op.request, watched, len(self.state.workers), until))
+        for nanny in self.state.nannies.values():
+            nanny.outbox.add(RestartWorkers())
+        self._finish_restarts()
+
+    def worker_joined(self) -> None:
+        """A restart may be complete."""
+        self._finish_restarts()
+
+    def _finish_restarts(self) -> None:
+        for restart in list(self._restarts):
+            present = self.state.worker_instances
+            back = len(present) >= restart.wanted and not restart.old & present.keys()
+            late = self.state.now >= restart.until
+            if not back and not late:
+                continue
+            self._restarts.remove(restart)
+            error = "" if back else f"only {len(present)} of {restart.wanted} workers are back in time"
+            restart.client.outbox.add(QueryAnswered(restart.request, msgspec.msgpack.encode(len(present)), error))
+
+    # --- time -------------------------------------------------------------------------------------------------------
+
+    def deadline(self) -> float | None:
+        """When `tick` wants to be called."""
+        if self._calls:
+            return self.state.now + 0.5
+        return min((r.until for r in self._restarts), default=None)
+
+    def tick(self) -> None:
+        """Answers for workers that left, and for restarts that take too long."""
+        if self._calls:
+            self._drop_gone()
+        if self._restarts:
+            self._finish_restarts()

@@ -1,0 +1,676 @@
+"""The life of tasks in the scheduler: submitted, finished, failed, lost, released, forgotten.
+
+Theory of operation
+-------------------
+Two counters decide how long things live. `holds` counts the reasons to keep a *value*: dependents that are not done, references
+from other tasks. `dependents` counts the tasks that may need the *spec* again, to compute a lost result anew. A value goes
+when no client wants it and nothing holds it; the record goes when, besides, nothing depends on it. Chains are walked with a
+list, never by recursion: a graph may be a million tasks deep.
+
+Every value that is lost is looked for again along the same way as a new task: released tasks that are needed are revived, and
+so are the released tasks that they depend on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from zmqtasks.errors import RemoteProtocolError
+from zmqtasks.ids import Key
+from zmqtasks.nodes.scheduler.placement import Placement
+from zmqtasks.nodes.scheduler.state import (
+    ERRED,
+    FORGOTTEN,
+    MEMORY,
+    PROCESSING,
+    READY,
+    RELEASED,
+    WAITING,
+    ClientState,
+    FunctionRecord,
+    SchedulerState,
+    TaskSpec,
+    TaskState,
+    WorkerState,
+)
+from zmqtasks.nodes.scheduler.transitions import check
+from zmqtasks.protocol.ops import (
+    CancelRuns,
+    DropData,
+    ErrorInfo,
+    KeysCancelled,
+    KeysErred,
+    KeysRecomputing,
+    SubmitTasks,
+    TaskErred,
+    TasksFinished,
+)
+
+INLINE_KEEP_BYTES = 512
+"""Results up to this size stay in the task's record, so that they can ride with the tasks that need them."""
+INLINE_TOTAL_BYTES = 64 << 20
+"""Bound on the sum of the results kept so."""
+PRIORITY_SHIFT = 42
+"""A user's priority outweighs 2**42 submissions."""
+PRIORITY_LIMIT = 1 << 20
+
+
+class Lifecycle:
+    """All moves of tasks, except into PROCESSING (see `Placement`)."""
+
+    def __init__(self, state: SchedulerState, placement: Placement) -> None:
+        self.state = state
+        self.placement = placement
+        self.on_data_needed: list[TaskState] = []
+        """Released data that is needed again and that a client may still have."""
+        self.regained: list[TaskState] = []
+        """Results that are in memory again after they had been lost; workers may wait for their whereabouts."""
+
+    # --- submission -------------------------------------------------------------------------------------------------
+
+    def submit(self, client: ClientState, op: SubmitTasks) -> None:
+        """New tasks; named ones may exist already."""
+        keys: Sequence[Key] = op.keys or range(op.first_key, op.first_key + op.count)
+        n = len(keys)
+        lengths, counts = op.args_lengths, op.dep_counts
+        if (
+            (lengths and (len(lengths) != n or sum(lengths) != len(op.args) or min(lengths) < 0))
+            or (counts and (len(counts) != n or sum(counts) != len(op.deps) or min(counts) < 0))
+            or (op.args and not lengths)
+            or (op.deps and not counts)
+        ):
+            raise RemoteProtocolError(f"SubmitTasks of {op.name!r}: columns do not fit {n} tasks")
+        spec = self._spec(op)
+        state = self.state
+        user = max(-PRIORITY_LIMIT, min(PRIORITY_LIMIT, op.options.priority))
+        priority = state.next_priority - (user << PRIORITY_SHIFT)
+        state.next_priority += n
+        state.counters["submitted"] += n
+        tasks = state.tasks
+        args, offset = op.args, 0
+        if op.deps or op.references:
+            self._submit_with_inputs(client, op, keys, spec, priority)
+            return
+        enqueue = self.placement.queue.push if spec.bucket is None else self.placement.enqueue
+        one_args = b""
+        for i, key in enumerate(keys):
+            if lengths:
+                end = offset + lengths[i]
+                one_args = args[offset:end]
+                offset = end
+            if key in tasks:
+                self._submit_again(client, tasks[key], spec, one_args, ())
+                continue
+            ts = TaskState(key, spec, READY, priority + i, one_args, (), client)
+            tasks[key] = ts
+            enqueue(ts)
+
+    def _spec(self, op: SubmitTasks) -> TaskSpec:
+        function = self.state.functions.get(op.function)
+        if function is None:
+            raise RemoteProtocolError(
+                f"SubmitTasks of {op.name!r} names a function that was not sent: {op.function.hex()}"
+            )
+        spec = function.spec
+        if spec is None or spec.name != op.name or spec.options != op.options:
+            spec = function.spec = TaskSpec(function, op.name, op.options, self.placement.bucket_for(op.options))
+        return spec
+
+    def _submit_with_inputs(
+        self, client: ClientState, op: SubmitTasks, keys: Sequence[Key], spec: TaskSpec, priority: int
+    ) -> None:
+        tasks = self.state.tasks
+        lengths, counts, flat = op.args_lengths, op.dep_counts, op.deps
+        args, offset, first = op.args, 0, 0
+        one_args, n_deps = b"", 0
+        for i, key in enumerate(keys):
+            if lengths:
+                one_args = args[offset : offset + lengths[i]]
+                offset += lengths[i]
+            if counts:
+                n_deps = counts[i]
+            dep_keys = flat[first : first + n_deps]
+            first += n_deps
+            try:
+                deps = tuple([tasks[k] for k in dep_keys])
+                references = tuple([tasks[k] for k in op.references])
+            except KeyError as exc:
+                gone = exc.args[0]
+                client.outbox.add(
+                    KeysCancelled([key], f"its input {gone!r} is unknown: released or cancelled", "LostDataError")
+                )
+                continue
+            if key in tasks:
+                self._submit_again(client, tasks[key], spec, one_args, deps)
+                continue
+            ts = TaskState(key, spec, WAITING, priority + i, one_args, deps, client)
+            tasks[key] = ts
+            for dep in deps:
+                dep.dependents += 1
+            if references:
+                ts.extra().references = references
+            self._plan(ts)
+
+    def _submit_again(
+        self, client: ClientState, ts: TaskState, spec: TaskSpec, args: bytes, deps: tuple[TaskState, ...]
+    ) -> None:
+        old = ts.spec
+        same = old is not None and old.function is spec.function and ts.args == args and ts.deps == deps
+        if not same:
+            reason = f"key {ts.key!r} exists already with another function or other arguments; use another key"
+            client.outbox.add(KeysCancelled([ts.key], reason, "KeyConflictError"))
+            return
+        self.want(client, ts)
+
+    def _plan(self, ts: TaskState) -> None:
+        """Takes up the inputs of a new (WAITING) or revived task; it becomes READY, stays WAITING, or fails at once."""
+        waiting, failed = 0, None
+        for dep in ts.deps:
+            dep.holds += 1
+            if dep.state is MEMORY:
+                continue
+            if dep.state is ERRED:
+                failed = dep
+                continue
+            waiting += 1
+            if dep.waiters is None:
+                dep.waiters = [ts]
+            else:
+                dep.waiters.append(ts)
+            if dep.state is RELEASED:
+                self.revive(dep)
+                if dep.state is ERRED:
+                    failed = dep
+        if ts.rare is not None:
+            for reference in ts.rare.references:
+                reference.holds += 1
+        ts.waiting_on = waiting
+        if failed is not None:
+            assert failed.rare is not None
+            assert failed.rare.error is not None
+            self.fail([ts], failed.rare.error)
+        elif not waiting:
+            if ts.state is not READY:
+                check(self.state, ts, READY)
+            self.placement.enqueue(ts)
+
+    # --- interest of clients ----------------------------------------------------------------------------------------
+
+    def want(self, client: ClientState, ts: TaskState) -> None:
+        """A client holds a future of an existing task: tell it what is known."""
+        if ts.wanted_by is None:
+            ts.wanted_by = client
+        elif ts.wanted_by is not client:
+            if not isinstance(ts.wanted_by, set):
+                ts.wanted_by = {ts.wanted_by}
+            ts.wanted_by.add(client)
+        if ts.state is MEMORY:
+            client.outbox.add_result(ts.key, ts.size, ts.inline)
+        elif ts.state is ERRED:
+            assert ts.rare is not None
+            assert ts.rare.error is not None
+            client.outbox.add(KeysErred([ts.key], ts.rare.error))
+        elif ts.state is RELEASED:
+            self.revive(ts)
+
+    def release(self, client: ClientState, keys: Iterable[Key]) -> None:
+        """A client holds no future of these keys any more."""
+        tasks = self.state.tasks
+        for key in keys:
+            ts = tasks.get(key)
+            if ts is None:
+                continue
+            if ts.wanted_by is client:
+                ts.wanted_by = None
+            elif isinstance(ts.wanted_by, set):
+                ts.wanted_by.discard(client)
+                if not ts.wanted_by:
+                    ts.wanted_by = None
+                else:
+                    continue
+            if ts.holds:
+                continue
+            holder = ts.who_has
+            if (
+                ts.state is MEMORY
+                and not ts.dependents
+                and type(holder) is WorkerState
+                and not ts.deps
+                and ts.rare is None
+            ):
+                # the end of most tasks of a map, without the general walk: MEMORY -> FORGOTTEN
+                holder.outbox.drop(key)
+                holder.stored_keys -= 1
+                holder.stored_bytes -= ts.size
+                if ts.inline is not None:
+                    self.state.inline_bytes -= len(ts.inline)
+                ts.state = FORGOTTEN
+                ts.who_has = None
+                del tasks[key]
+            else:
+                self.reconsider(ts)
+
+    def reconsider(self, ts: TaskState) -> None:
+        """After a reason to keep `ts` has gone: drops its value, its attempt, its record, and so on up the graph."""
+        stack = [ts]
+        while stack:
+            ts = stack.pop()
+            if ts.wanted_by is not None or ts.holds or ts.state is FORGOTTEN:
+                continue
+            if ts.state is MEMORY:
+                self._drop_value(ts, stack)
+                check(self.state, ts, RELEASED)
+            elif ts.state is not RELEASED and ts.state is not ERRED:
+                self._stop(ts, stack)
+            if not ts.dependents:
+                self._forget(ts, stack)
+
+    def _drop_value(self, ts: TaskState, stack: list[TaskState]) -> None:
+        for worker in ts.holders():
+            worker.outbox.drop(ts.key)
+            worker.stored_keys -= 1
+            worker.stored_bytes -= ts.size
+        ts.who_has = None
+        self._drop_inline(ts)
+        if ts.rare is not None and ts.rare.contains:
+            contained, ts.rare.contains = ts.rare.contains, ()
+            self._let_go(contained, stack)
+
+    def _drop_inline(self, ts: TaskState) -> None:
+        if ts.inline is not None:
+            self.state.inline_bytes -= len(ts.inline)
+            ts.inline = None
+
+    def _stop(self, ts: TaskState, stack: list[TaskState]) -> None:
+        """Ends an unfinished task that nobody needs."""
+        if ts.state is PROCESSING:
+            self._abandon_run(ts)
+        elif ts.state is WAITING:
+            ts.recount = True
+        check(self.state, ts, RELEASED)
+        self._let_go(ts.deps, stack)
+        if ts.rare is not None:
+            self._let_go(ts.rare.references, stack)
+
+    def _abandon_run(self, ts: TaskState) -> None:
+        worker = ts.worker
+        assert worker is not None
+        if worker.processing.get(ts.run_id) is ts:
+            worker.processing[ts.run_id] = None
+            worker.load_s -= ts.estimate_s
+            worker.outbox.add(CancelRuns([ts.run_id]))
+            self.placement.update_room(worker)
+        ts.worker = None
+
+    @staticmethod
+    def _let_go(held: Iterable[TaskState], stack: list[TaskState]) -> None:
+        for dep in held:
+            dep.holds -= 1
+            if not dep.holds:
+                stack.append(dep)
+
+    def _forget(self, ts: TaskState, stack: list[TaskState]) -> None:
+        check(self.state, ts, FORGOTTEN)
+        del self.state.tasks[ts.key]
+        for dep in ts.deps:
+            dep.dependents -= 1
+            if not dep.dependents and not dep.holds:
+                stack.append(dep)
+        rare = ts.rare
+        if rare is not None and rare.data is not None and rare.data.retained:
+            rare.data.client.outbox.add(DropData([ts.key]))
+        ts.deps = ()
+        ts.waiters = ts.rare = ts.worker = None
+
+    # --- finishing --------------------------------------------------------------------------------------------------
+
+    def finished(self, worker: WorkerState, op: TasksFinished) -> None:
+        """Results of runs."""
+        n = len(op.run_ids)
+        if len(op.lengths) != n or len(op.durations_us) != n or (op.sizes and len(op.sizes) != n):
+            raise RemoteProtocolError(f"TasksFinished: columns do not fit {n} runs")
+        if op.references:
+            self._note_contained(worker, op)
+        processing, held, values = worker.processing, worker.held, op.values
+        offset, stored, finished = 0, 0, 0
+        function: FunctionRecord | None = None
+        total_us = count = 0
+        value: bytes | None
+        for run_id, length, size, duration_us in zip(
+            op.run_ids, op.lengths, op.sizes or op.lengths, op.durations_us, strict=True
+        ):
+            if length >= 0:
+                end = offset + length
+                value = values[offset:end]
+                offset = end
+            else:
+                value = None
+            ts = processing.pop(run_id, None)
+            if worker.parked:
+                worker.parked.pop(run_id, None)
+            if held and (bucket := held.pop(run_id, None)) is not None:
+                bucket.give_back(worker)
+            if ts is None or ts.run_id != run_id or ts.state is not PROCESSING:
+                self._finished_unexpectedly(worker, ts, size, value)
+                continue
+            worker.load_s -= ts.estimate_s
+            spec = ts.spec
+            if spec.function is not function:  # type: ignore[union-attr]
+                if function is not None:
+                    _learn(function, total_us, count)
+                function, total_us, count = spec.function, 0, 0  # type: ignore[union-attr]
+            total_us += duration_us
+            count += 1
+            ts.state = MEMORY
+            ts.worker = None
+            ts.size = size
+            ts.who_has = worker
+            stored += size
+            finished += 1
+            self._arrived(ts, value)
+        if function is not None:
+            _learn(function, total_us, count)
+        worker.stored_bytes += stored
+        worker.stored_keys += finished
+        self.state.counters["finished"] += finished
+        worker.last_progress = self.state.now
+        self.placement.update_room(worker)
+
+    def _arrived(self, ts: TaskState, value: bytes | None) -> None:
+        """A value has come into memory: tell who wants it, wake who waits for it, let go of what it needed."""
+        wanted = ts.wanted_by
+        if wanted is None:
+            pass
+        elif type(wanted) is ClientState:
+            wanted.outbox.add_result(ts.key, ts.size, None if wanted.congested else value)
+        else:
+            for client in ts.wanters():
+                client.outbox.add_result(ts.key, ts.size, None if client.congested else value)
+        if value is not None and len(value) <= INLINE_KEEP_BYTES and self.state.inline_bytes < INLINE_TOTAL_BYTES:
+            ts.inline = value
+            self.state.inline_bytes += len(value)
+        if ts.waiters is not None:
+            self._wake(ts)
+        if ts.deps:
+            for dep in ts.deps:
+                dep.holds -= 1
+                if not dep.holds and dep.wanted_by is None:
+                    self.reconsider(dep)
+        if ts.rare is not None:
+            stack: list[TaskState] = []
+            self._let_go(ts.rare.references, stack)
+            for reference in stack:
+                self.reconsider(reference)
+            self.regained.append(ts)
+        if wanted is None and not ts.holds:
+            self.reconsider(ts)
+
+    def _wake(self, ts: TaskState) -> None:
+        waiters, ts.waiters = ts.waiters, None
+        assert waiters is not None
+        enqueue = self.placement.enqueue
+        for task in waiters:
+            if task.state is not WAITING:
+                continue
+            if task.recount:
+                task.waiting_on = sum(dep.state is not MEMORY for dep in task.deps)
+            else:
+                task.waiting_on -= 1
+            if not task.waiting_on:
+                task.state = READY
+                enqueue(task)
+
+    def _finished_unexpectedly(self, worker: WorkerState, ts: TaskState | None, size: int, value: bytes | None) -> None:
+        """A run whose result nobody waits for: it was cancelled, or another attempt was made meanwhile."""
+        if ts is None or ts.state is FORGOTTEN:
+            return  # the worker was told `CancelRuns` and drops the result, or FreeKeys went with the record
+        if ts.state is MEMORY:
+            if not ts.held_by(worker):
+                worker.outbox.drop(ts.key)
+        elif ts.state in (WAITING, READY, PROCESSING):
+            self.adopt(worker, ts, size, value)
+        else:
+            worker.outbox.drop(ts.key)
+
+    def adopt(self, worker: WorkerState, ts: TaskState, size: int, value: bytes | None = None) -> None:
+        """A worker holds a value that is being waited for otherwise."""
+        if ts.state is PROCESSING:
+            self._abandon_run(ts)
+        check(self.state, ts, MEMORY)
+        ts.size = size
+        ts.who_has = worker
+        worker.stored_bytes += size
+        worker.stored_keys += 1
+        self._arrived(ts, value)
+
+    def add_replica(self, worker: WorkerState, ts: TaskState) -> None:
+        """Another worker holds the value too."""
+        if ts.held_by(worker):
+            return
+        if isinstance(ts.who_has, set):
+            ts.who_has.add(worker)
+        elif ts.who_has is None:
+            ts.who_has = worker
+        else:
+            ts.who_has = {ts.who_has, worker}
+        worker.stored_bytes += ts.size
+        worker.stored_keys += 1
+
+    def _note_contained(self, worker: WorkerState, op: TasksFinished) -> None:
+        """Futures inside results live as long as the results."""
+        first, tasks = 0, self.state.tasks
+        for run_id, count in zip(op.run_ids, op.reference_counts, strict=False):
+            keys = op.references[first : first + count]
+            first += count
+            ts = worker.processing.get(run_id)
+            if not keys or ts is None or ts.run_id != run_id or ts.state is not PROCESSING:
+                continue
+            contained = tuple(tasks[k] for k in keys if k in tasks)
+            ts.extra().contains = contained
+            for inner in contained:
+                inner.holds += 1
+
+    # --- failing ----------------------------------------------------------------------------------------------------
+
+    def erred(self, worker: WorkerState, op: TaskErred) -> None:
+        """A run raised: retry, or fail."""
+        ts = self.end_run(worker, op.run_id)
+        worker.last_progress = self.state.now
+        self.placement.update_room(worker)
+        if ts is None or ts.run_id != op.run_id or ts.state is not PROCESSING:
+            return
+        assert ts.spec is not None
+        rare = ts.extra()
+        rare.attempts_erred += 1
+        if rare.attempts_erred <= ts.spec.options.retries:
+            self.state.note(
+                ts.name, f"raised on {worker.address}, attempt {rare.attempts_erred}: {op.error.text[:200]}"
+            )
+            self.requeue(ts)
+            return
+        error = op.error
+        named = ErrorInfo(
+            error.kind, error.text, error.payload, error.traceback_text, ts.key, ts.spec.name, worker.address
+        )
+        self.fail([ts], named)
+
+    def end_run(self, worker: WorkerState, run_id: int) -> TaskState | None:
+        """Takes a run off the worker's list; returns its task, None when nobody waits for it."""
+        ts = worker.processing.pop(run_id, None)
+        worker.parked.pop(run_id, None)
+        worker.executing.discard(run_id)
+        worker.retracting.pop(run_id, None)
+        if (bucket := worker.held.pop(run_id, None)) is not None:
+            bucket.give_back(worker)
+        if ts is not None:
+            worker.load_s -= ts.estimate_s
+        return ts
+
+    def fail(self, tasks: list[TaskState], error: ErrorInfo) -> None:
+        """These tasks have failed, and with them all that waits for them."""
+        told: dict[ClientState, list[Key]] = {}
+        failed: list[TaskState] = []
+        stack = list(tasks)
+        while stack:
+            ts = stack.pop()
+            if ts.state is ERRED or ts.state is FORGOTTEN:
+                continue
+            check(self.state, ts, ERRED)
+            ts.worker = None
+            ts.extra().error = error
+            failed.append(ts)
+            for client in ts.wanters():
+                told.setdefault(client, []).append(ts.key)
+            if ts.waiters is not None:
+                stack += [t for t in ts.waiters if t.state is WAITING]
+                ts.waiters = None
+        self.state.counters["erred"] += len(failed)
+        for client, keys in told.items():
+            client.outbox.add(KeysErred(keys, error))
+        for ts in failed:
+            released: list[TaskState] = []
+            self._let_go(ts.deps, released)
+            if ts.rare is not None:
+                self._let_go(ts.rare.references, released)
+            for dep in released:
+                self.reconsider(dep)
+        for ts in failed:
+            self.reconsider(ts)
+
+    def retry(self, keys: Iterable[Key]) -> None:
+        """Failed tasks are tried again, with the failed tasks that they depend on."""
+        for key in keys:
+            ts = self.state.tasks.get(key)
+            if ts is None or ts.state is not ERRED:
+                continue
+            stack, chain = [ts], []
+            while stack:
+                task = stack.pop()
+                if task.state is ERRED:
+                    check(self.state, task, RELEASED)
+                    rare = task.extra()
+                    rare.error, rare.attempts_erred, rare.deaths = None, 0, 0
+                    task.recount = True
+                    chain.append(task)
+                    stack += task.deps
+            for task in chain:
+                for client in task.wanters():
+                    client.outbox.add(KeysRecomputing([task.key]))
+            self.revive(ts)
+
+    def cancel(self, client: ClientState, keys: Iterable[Key], force: bool, reason: str) -> None:
+        """Ends tasks, and the unfinished ones that wait for them."""
+        doomed: list[TaskState] = []
+        seen: set[int] = set()
+        stack: list[TaskState] = []
+        for key in keys:
+            ts = self.state.tasks.get(key)
+            if ts is None:
+                client.outbox.add(KeysCancelled([key], reason or "cancelled"))
+            elif not force and any(c is not client for c in ts.wanters()):
+                self.release(client, [key])
+                client.outbox.add(KeysCancelled([key], reason or "cancelled"))
+            else:
+                stack.append(ts)
+        while stack:
+            ts = stack.pop()
+            if id(ts) not in seen:
+                seen.add(id(ts))
+                doomed.append(ts)
+                stack += [t for t in ts.waiters or () if t.state is WAITING]
+        self.give_up(doomed, reason or "cancelled", "CancelledError")
+
+    def give_up(self, tasks: Sequence[TaskState], reason: str, kind: str) -> None:
+        """Tells all who want these tasks that they will not come true, and drops them."""
+        told: dict[ClientState, list[Key]] = {}
+        for ts in tasks:
+            for client in ts.wanters():
+                told.setdefault(client, []).append(ts.key)
+            ts.wanted_by = None
+        for client, keys in told.items():
+            client.outbox.add(KeysCancelled(keys, reason, kind))
+        for ts in reversed(tasks):
+            self.reconsider(ts)
+
+    # --- again ------------------------------------------------------------------------------------------------------
+
+    def requeue(self, ts: TaskState) -> None:
+        """PROCESSING -> READY or WAITING: another attempt, as soon as the inputs are in memory."""
+        ts.worker = None
+        missing = [dep for dep in ts.deps if dep.state is not MEMORY]
+        if not missing:
+            check(self.state, ts, READY)
+            self.placement.enqueue(ts)
+            return
+        check(self.state, ts, WAITING)
+        self.wait_for(ts, missing)
+
+    def wait_again(self, ts: TaskState, missing: list[TaskState]) -> None:
+        """READY or WAITING -> WAITING: inputs that were in memory are about to be lost (the caller then calls `lose`)."""
+        if ts.state is READY:
+            check(self.state, ts, WAITING)
+            ts.waiting_on = 0
+        ts.waiting_on += len(missing)
+        for dep in missing:
+            if dep.waiters is None:
+                dep.waiters = []
+            dep.waiters.append(ts)
+
+    def wait_for(self, ts: TaskState, missing: list[TaskState]) -> None:
+        """A task that has become WAITING waits for these inputs, which were in memory and got lost meanwhile."""
+        ts.waiting_on = len(missing)
+        for dep in missing:
+            if dep.waiters is None:
+                dep.waiters = []
+            dep.waiters.append(ts)
+            if dep.state is RELEASED:
+                self.revive(dep)
+        failed = next((dep for dep in missing if dep.state is ERRED), None)
+        if failed is not None and failed.rare is not None and failed.rare.error is not None:
+            self.fail([ts], failed.rare.error)
+
+    def revive(self, ts: TaskState) -> None:
+        """A RELEASED task is needed: computed (again), with all released tasks that it needs."""
+        stack = [ts]
+        order: list[TaskState] = []
+        while stack:
+            task = stack.pop()
+            if task.state is not RELEASED:
+                continue
+            check(self.state, task, WAITING)
+            order.append(task)
+            stack += [dep for dep in task.deps if dep.state is RELEASED]
+        for task in reversed(order):
+            if task.spec is None:
+                self.on_data_needed.append(task)
+                continue
+            self.state.counters["recomputed"] += 1
+            if task.state is WAITING:
+                self._plan(task)
+
+    def lose(self, tasks: list[TaskState]) -> None:
+        """The last replicas of these values are gone: compute again what is needed."""
+        told: dict[ClientState, list[Key]] = {}
+        for ts in tasks:
+            self._drop_inline(ts)
+            ts.who_has = None
+            check(self.state, ts, RELEASED)
+            for client in ts.wanters():
+                told.setdefault(client, []).append(ts.key)
+        for client, keys in told.items():
+            client.outbox.add(KeysRecomputing(keys))
+        for ts in tasks:
+            if ts.state is RELEASED and (ts.wanted_by is not None or ts.holds):
+                ts.extra()  # marks it: workers may wait to hear where it is (see `regained`)
+                self.revive(ts)
+            else:
+                self.reconsider(ts)
+
+
+def _learn(function: FunctionRecord, total_us: int, count: int) -> None:
+    """Takes `count` more durations into the running average."""
+    mean = total_us * 1e-6 / count
+    if function.duration_s < 0:
+        function.duration_s = mean
+    else:
+        function.duration_s += (mean - function.duration_s) * count / (count + 8)

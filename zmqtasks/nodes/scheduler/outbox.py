@@ -1,0 +1,209 @@
+"""What goes out to a peer with the next flush, collected in columns.
+
+Handlers append to lists; `take` makes ops of them, once per peer and flush. So the cost of an op is paid per batch, not per
+task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from zmqtasks.ids import Key
+from zmqtasks.protocol.ops import (
+    ComputeTasks,
+    FreeKeys,
+    Inputs,
+    KeysInMemory,
+    Op,
+    Peers,
+    PutFunctions,
+)
+
+if TYPE_CHECKING:
+    from zmqtasks.nodes.scheduler.state import FunctionRecord, TaskSpec, TaskState, WorkerState
+
+
+class Outbox:
+    """What is common to both: it enters itself in the list of those with something to send."""
+
+    __slots__ = ("_dirty", "marked", "session")
+
+    def __init__(self, session: bytes, dirty: list[Outbox]) -> None:
+        self.session = session
+        self.marked = False
+        self._dirty = dirty
+
+    def mark(self) -> None:
+        """There is something to send; called when `marked` is not set."""
+        self.marked = True
+        self._dirty.append(self)
+
+    def take(self) -> list[Op]:
+        """All that was added since the last call."""
+        return []
+
+
+class ClientOutbox(Outbox):
+    """Ops for a client, in order; results that finish one after another share one op."""
+
+    __slots__ = ("_keys", "_lengths", "_ops", "_sizes", "_values")
+
+    def __init__(self, session: bytes, dirty: list[Outbox]) -> None:
+        super().__init__(session, dirty)
+        self._ops: list[Op] = []
+        self._keys: list[Key] = []
+        self._sizes: list[int] = []
+        self._lengths: list[int] = []
+        self._values: list[bytes] = []
+
+    def add(self, op: Op) -> None:
+        """Appends an op."""
+        if not self.marked:
+            self.mark()
+        self._seal()
+        self._ops.append(op)
+
+    def add_result(self, key: Key, size: int, value: bytes | None) -> None:
+        """Tells of one result; with its value when that is small."""
+        if not self.marked:
+            self.mark()
+        self._keys.append(key)
+        self._sizes.append(size)
+        if value is None:
+            self._lengths.append(-1)
+        else:
+            self._lengths.append(len(value))
+            self._values.append(value)
+
+    def _seal(self) -> None:
+        if self._keys:
+            self._ops.append(KeysInMemory(self._keys, self._sizes, self._lengths, b"".join(self._values)))
+            self._keys, self._sizes, self._lengths, self._values = [], [], [], []
+
+    def take(self) -> list[Op]:
+        """All that was added since the last call."""
+        self.marked = False
+        self._seal()
+        ops, self._ops = self._ops, []
+        return ops
+
+
+class _ComputeColumns:
+    __slots__ = ("args", "dep_counts", "deps", "has_args", "keys", "priorities", "run_ids")
+
+    def __init__(self) -> None:
+        self.keys: list[Key] = []
+        self.run_ids: list[int] = []
+        self.priorities: list[int] = []
+        self.args: list[bytes] = []
+        self.dep_counts: list[int] = []
+        self.deps: list[Key] = []
+        self.has_args = False
+
+
+class WorkerOutbox(Outbox):
+    """Ops for a worker: what is to be dropped, then single ops in order, then new tasks with their functions and inputs."""
+
+    __slots__ = ("_compute", "_functions", "_inputs", "_ops", "_peers", "free")
+
+    def __init__(self, session: bytes, dirty: list[Outbox]) -> None:
+        super().__init__(session, dirty)
+        self.free: list[Key] = []
+        self._ops: list[Op] = []
+        self._functions: list[FunctionRecord] = []
+        self._peers: list[WorkerState] = []
+        self._inputs: dict[Key, TaskState] = {}
+        self._compute: dict[TaskSpec, _ComputeColumns] = {}
+
+    def add(self, op: Op) -> None:
+        """Appends an op."""
+        if not self.marked:
+            self.mark()
+        self._ops.append(op)
+
+    def drop(self, key: Key) -> None:
+        """The worker is to drop a value."""
+        if not self.marked:
+            self.mark()
+        self.free.append(key)
+
+    def add_function(self, function: FunctionRecord) -> None:
+        """The worker does not know this function yet."""
+        self._functions.append(function)
+
+    def add_peer(self, worker: WorkerState) -> None:
+        """The worker does not know the address of this peer yet."""
+        self._peers.append(worker)
+
+    def add_input(self, ts: TaskState) -> None:
+        """An input of tasks that are sent with this flush, which the worker does not hold."""
+        self._inputs[ts.key] = ts
+
+    def add_task(self, ts: TaskState, spec: TaskSpec) -> None:
+        """A task to run, with the run id in its record."""
+        if not self.marked:
+            self.mark()
+        columns = self._compute.get(spec)
+        if columns is None:
+            columns = self._compute[spec] = _ComputeColumns()
+        columns.keys.append(ts.key)
+        columns.run_ids.append(ts.run_id)
+        columns.priorities.append(ts.priority)
+        columns.args.append(ts.args)
+        if ts.args:
+            columns.has_args = True
+        deps = ts.deps
+        columns.dep_counts.append(len(deps))
+        if deps:
+            columns.deps.extend([dep.key for dep in deps])
+
+    def take(self) -> list[Op]:
+        """All that was added since the last call."""
+        self.marked = False
+        ops: list[Op] = []
+        if self.free:
+            ops.append(FreeKeys(self.free))
+            self.free = []
+        if self._ops:
+            ops += self._ops
+            self._ops = []
+        if self._functions:
+            ops.append(PutFunctions([f.digest for f in self._functions], [f.code for f in self._functions]))
+            self._functions = []
+        if self._peers:
+            ops.append(Peers([w.number for w in self._peers], [w.address for w in self._peers]))
+            self._peers = []
+        if self._inputs:
+            ops.append(_inputs_op(list(self._inputs.values())))
+            self._inputs = {}
+        if self._compute:
+            ops += [_compute_op(spec, columns) for spec, columns in self._compute.items()]
+            self._compute = {}
+        return ops
+
+
+def _inputs_op(tasks: Sequence[TaskState]) -> Inputs:
+    inline = [ts.inline for ts in tasks]
+    return Inputs(
+        keys=[ts.key for ts in tasks],
+        sizes=[ts.size for ts in tasks],
+        holders=[[] if ts.inline is not None else [w.number for w in ts.holders()] for ts in tasks],
+        lengths=[-1 if value is None else len(value) for value in inline],
+        values=b"".join([value for value in inline if value is not None]),
+    )
+
+
+def _compute_op(spec: TaskSpec, columns: _ComputeColumns) -> ComputeTasks:
+    return ComputeTasks(
+        function=spec.function.digest,
+        name=spec.name,
+        keys=columns.keys,
+        run_ids=columns.run_ids,
+        priorities=columns.priorities,
+        args=b"".join(columns.args) if columns.has_args else b"",
+        args_lengths=[len(a) for a in columns.args] if columns.has_args else [],
+        dep_counts=columns.dep_counts if columns.deps else [],
+        deps=columns.deps,
+        resources=spec.options.resources,
+    )

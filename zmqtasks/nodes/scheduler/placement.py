@@ -1,0 +1,330 @@
+"""Which worker gets which task, and when.
+
+Theory of operation
+-------------------
+A task that is READY waits in one of three places: in the queue of the worker that holds the most bytes of its inputs, in the
+bucket of its restrictions and resources, or, with nothing to fetch, in the central queue. Nothing is sent while ops are
+handled; `dispatch`, called once per flush, gives tasks to workers that have room.
+
+Room is counted in time: a worker has room while a thread is free, or while the estimated work beyond what its threads run is
+less than `prefetch_s` a thread. So it gets hundreds of 10 us tasks ahead, and one long task. What was given too early is
+taken back (`retract`) when other workers are idle: an idle worker first takes from the queues of others, here, without asking
+anyone; only then are busy workers asked to return what they have not started.
+
+No step looks at all workers for one task: idle workers and workers with room are kept in sets that change with each
+assignment and each finish.
+"""
+
+from __future__ import annotations
+
+from zmqtasks.nodes.scheduler.queues import Bucket, ReadyQueue
+from zmqtasks.nodes.scheduler.state import (
+    MIN_ESTIMATE_S,
+    PROCESSING,
+    READY,
+    SchedulerState,
+    TaskState,
+    WorkerState,
+)
+from zmqtasks.protocol.ops import RetractRuns, TaskOptions
+
+BANDWIDTH = 1e9
+"""Bytes per second assumed between workers, where a choice needs one."""
+RETRACT_AFTER_S = 0.005
+"""How long workers may be idle beside busy ones before work is taken back: shorter than a long task, longer than a round trip."""
+RETRACT_PER_WORKER_S = 5e-6
+"""A look for work to take back costs about this per worker; with many workers it is taken less often."""
+HOLDERS_COMPARED = 16
+"""Of the workers that hold inputs, so many with the most bytes are compared by their load."""
+
+
+class Placement:
+    """The queues, and the rules by which tasks leave them."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        self.state = state
+        self.queue = ReadyQueue()
+        self.buckets: dict[tuple[object, ...], Bucket] = {}
+        self.active_buckets: dict[Bucket, None] = {}
+        self.backlogged: dict[WorkerState, None] = {}
+        """Workers whose own queue may have tasks."""
+        self.idle: dict[WorkerState, None] = {}
+        """Usable workers with a free thread."""
+        self.roomy: dict[WorkerState, None] = {}
+        """Usable workers without a free thread that may still get tasks ahead."""
+        self.retract_at: float | None = None
+
+    # --- membership -------------------------------------------------------------------------------------------------
+
+    def add_worker(self, worker: WorkerState) -> None:
+        """A worker may be given tasks from now on (it is new, or its link is back)."""
+        for bucket in self.buckets.values():
+            if bucket.admits(worker):
+                bucket.eligible[worker] = None
+        self.update_room(worker)
+
+    def remove_worker(self, worker: WorkerState) -> list[TaskState]:
+        """A worker may not be given tasks any more; returns the tasks of its own queue, to be placed anew."""
+        self.idle.pop(worker, None)
+        self.roomy.pop(worker, None)
+        self.backlogged.pop(worker, None)
+        for bucket in self.buckets.values():
+            bucket.eligible.pop(worker, None)
+        tasks = worker.queue.tasks()
+        worker.queue = ReadyQueue()
+        return tasks
+
+    def bucket_for(self, options: TaskOptions) -> Bucket | None:
+        """The bucket for tasks with these options; None when any worker will do."""
+        if not options.workers and not options.resources:
+            return None
+        restrictions = tuple(sorted(options.workers))
+        key = (restrictions, options.allow_other_workers, tuple(sorted(options.resources.items())))
+        bucket = self.buckets.get(key)
+        if bucket is None:
+            bucket = self.buckets[key] = Bucket(restrictions, options.allow_other_workers, dict(options.resources))
+            bucket.eligible.update((w, None) for w in self.state.workers.values() if w.usable and bucket.admits(w))
+        return bucket
+
+    # --- queues -----------------------------------------------------------------------------------------------------
+
+    def enqueue(self, ts: TaskState) -> None:
+        """Takes a task that has just become READY."""
+        assert ts.spec is not None
+        bucket = ts.spec.bucket
+        if bucket is not None:
+            bucket.queue.push(ts)
+            self.active_buckets[bucket] = None
+            return
+        if ts.deps and (worker := self._best_holder(ts)) is not None:
+            worker.queue.push(ts)
+            self.backlogged[worker] = None
+            return
+        self.queue.push(ts)
+
+    def _best_holder(self, ts: TaskState) -> WorkerState | None:
+        """The worker with the most bytes of the inputs; the least loaded one among near equals; None: nothing to fetch."""
+        held: dict[WorkerState, int] = {}
+        for dep in ts.deps:
+            if dep.inline is None:
+                for worker in dep.holders():
+                    if worker.usable:
+                        held[worker] = held.get(worker, 0) + dep.size + 1
+        if len(held) < 2:
+            return next(iter(held), None)
+        most = sorted(held, key=held.__getitem__, reverse=True)[:HOLDERS_COMPARED]
+        total = sum(held.values())
+        return min(most, key=lambda w: (total - held[w]) / BANDWIDTH + self._wait_s(w))
+
+    def _wait_s(self, worker: WorkerState) -> float:
+        return (worker.load_s + len(worker.queue) * self.state.config.prefetch_s) / worker.nthreads
+
+    # --- room -------------------------------------------------------------------------------------------------------
+
+    def update_room(self, worker: WorkerState) -> None:
+        """Files a worker under idle, roomy or neither, after its load has changed."""
+        if not worker.usable:
+            self.idle.pop(worker, None)
+            self.roomy.pop(worker, None)
+            return
+        busy = len(worker.processing) - len(worker.parked)
+        if busy == 0 and not worker.parked:
+            worker.load_s = 0.0  # sums of floats drift
+        if busy < worker.nthreads:
+            self.idle[worker] = None
+            self.roomy.pop(worker, None)
+        else:
+            self.idle.pop(worker, None)
+            if self.has_room(worker):
+                self.roomy[worker] = None
+            else:
+                self.roomy.pop(worker, None)
+
+    def has_room(self, worker: WorkerState) -> bool:
+        """Whether estimated work beyond what the threads run is below `prefetch_s` a thread."""
+        threads = worker.nthreads
+        busy = len(worker.processing) - len(worker.parked)
+        return busy < threads or worker.load_s * (busy - threads) < self.state.config.prefetch_s * threads * busy
+
+    # --- dispatch ---------------------------------------------------------------------------------------------------
+
+    def dispatch(self) -> None:
+        """Gives tasks to workers that have room, until tasks or room run out."""
+        if self.backlogged:
+            self._dispatch_own_queues()
+        if self.active_buckets:
+            self._dispatch_buckets()
+        if len(self.queue):
+            self._dispatch_central()
+        if self.idle:
+            if self.backlogged:
+                self._take_from_backlogged()
+            if self.retract_at is None and self.state.next_run_id and not len(self.queue):
+                self._plan_retraction()
+
+    def _dispatch_central(self) -> None:
+        queue = self.queue
+        for worker in list(self.idle):  # first of all, no thread stays idle
+            self._feed(worker, worker.nthreads - len(worker.processing) + len(worker.parked))
+            if not len(queue):
+                return
+        if self.roomy:
+            share = -(-len(queue) // len(self.roomy))
+            for worker in list(self.roomy):
+                self._feed(worker, share)
+                if not len(queue):
+                    return
+
+    def _feed(self, worker: WorkerState, limit: int) -> None:
+        """At most `limit` tasks of the central queue, as room allows."""
+        pop = self.queue.pop
+        while limit > 0 and self.has_room(worker):
+            ts = pop()
+            if ts is None:
+                break
+            self.assign(worker, ts)
+            limit -= 1
+        self.update_room(worker)
+
+    def _dispatch_own_queues(self) -> None:
+        for worker in list(self.backlogged):
+            if not worker.usable:
+                continue
+            while self.has_room(worker):
+                central = self.queue.peek()
+                ts = worker.queue.peek()
+                if ts is None or (central is not None and central.priority < ts.priority):
+                    ts = self.queue.pop() if central is not None else None
+                else:
+                    worker.queue.pop()
+                if ts is None:
+                    break
+                self.assign(worker, ts)
+            if worker.queue.peek() is None:
+                self.backlogged.pop(worker, None)
+            self.update_room(worker)
+
+    def _dispatch_buckets(self) -> None:
+        for bucket in sorted(self.active_buckets, key=_head_priority):
+            eligible = bucket.eligible
+            if not eligible and bucket.allow_other:
+                eligible = {w: None for w in self.state.workers.values() if w.usable}
+            for worker in sorted(eligible, key=lambda w: len(w.processing)):
+                while worker.usable and self.has_room(worker) and bucket.fits_now(worker):
+                    ts = bucket.queue.pop()
+                    if ts is None:
+                        break
+                    self.assign(worker, ts)
+                self.update_room(worker)
+            if bucket.queue.peek() is None:
+                self.active_buckets.pop(bucket)
+
+    def _take_from_backlogged(self) -> None:
+        """Idle workers take what waits for busy ones, where moving the inputs takes less time than waiting."""
+        for worker in list(self.idle):
+            victims = [w for w in self.backlogged if w is not worker and len(w.queue) and not self.has_room(w)]
+            if not victims:
+                return
+            victim = max(victims, key=lambda w: len(w.queue))
+            ts = victim.queue.pop_last()
+            if ts is None:
+                self.backlogged.pop(victim, None)
+                continue
+            missing = sum(dep.size for dep in ts.deps if dep.inline is None and not dep.held_by(worker))
+            if missing / BANDWIDTH > self._wait_s(victim):
+                victim.queue.push(ts)
+                return
+            self.assign(worker, ts)
+            self.update_room(worker)
+
+    def assign(self, worker: WorkerState, ts: TaskState) -> None:
+        """READY -> PROCESSING: a new attempt of `ts` on `worker`."""
+        state = self.state
+        run_id = state.next_run_id
+        state.next_run_id = run_id + 1
+        assert ts.state is READY
+        ts.state = PROCESSING
+        ts.worker = worker
+        ts.run_id = run_id
+        worker.processing[run_id] = ts
+        spec = ts.spec
+        assert spec is not None
+        function = spec.function
+        estimate = function.duration_s
+        if estimate < MIN_ESTIMATE_S:
+            estimate = state.config.prefetch_s if estimate < 0 else MIN_ESTIMATE_S
+        ts.estimate_s = estimate
+        worker.load_s += estimate
+        if function.digest not in worker.functions:
+            worker.functions.add(function.digest)
+            worker.outbox.add_function(function)
+        if spec.bucket is not None and spec.bucket.resources:
+            spec.bucket.take(worker)
+            worker.held[run_id] = spec.bucket
+        for dep in ts.deps:
+            if dep.who_has is not worker and not dep.held_by(worker):
+                self._send_input(worker, dep)
+        worker.outbox.add_task(ts, spec)
+
+    def _send_input(self, worker: WorkerState, dep: TaskState) -> None:
+        if dep.inline is None:
+            for holder in dep.holders():
+                self.introduce(worker, holder)
+        worker.outbox.add_input(dep)
+
+    def introduce(self, worker: WorkerState, peer: WorkerState) -> None:
+        """Makes sure that `worker` knows the address behind the number of `peer`."""
+        if peer.number not in worker.known_peers:
+            worker.known_peers.add(peer.number)
+            worker.outbox.add_peer(peer)
+
+    # --- taking back ------------------------------------------------------------------------------------------------
+
+    def _plan_retraction(self) -> None:
+        workers = len(self.state.workers)
+        if workers > len(self.idle):
+            self.retract_at = self.state.now + max(RETRACT_AFTER_S, workers * RETRACT_PER_WORKER_S)
+
+    def retract(self) -> None:
+        """Asks workers with tasks ahead to give back a fair share for the idle ones; called when `retract_at` has come."""
+        self.retract_at = None
+        if not self.idle or len(self.queue):
+            return
+        now = self.state.now
+        free = sum(w.nthreads - w.busy for w in self.idle)
+        loaded = [w for w in self.state.workers.values() if w.usable and w.busy > w.nthreads and not w.retracting]
+        loaded.sort(key=lambda w: w.load_s, reverse=True)
+        for worker in loaded:
+            if free <= 0:
+                break
+            if worker.load_s / worker.nthreads < RETRACT_AFTER_S and now - worker.last_progress < RETRACT_AFTER_S:
+                continue  # it will be through before the tasks could have moved
+            surplus = worker.busy - worker.nthreads
+            runs = self._last_unstarted(worker, min(surplus, max(free, surplus // 2)))
+            if runs:
+                deadline = now + self.state.config.heartbeat_s
+                worker.retracting.update((run_id, deadline) for run_id in runs)
+                self.state.retracting[worker] = None
+                worker.outbox.add(RetractRuns(runs))
+                self.state.counters["retracted"] += len(runs)
+                free -= len(runs)
+        if any(w.usable and w.busy > w.nthreads for w in self.state.workers.values()):
+            self._plan_retraction()
+
+    def _last_unstarted(self, worker: WorkerState, count: int) -> list[int]:
+        """The runs given last that it hasn't reported as executing and that an idle worker may run."""
+        runs: list[int] = []
+        for run_id, ts in reversed(worker.processing.items()):
+            if len(runs) >= count:
+                break
+            if ts is None or run_id in worker.executing or run_id in worker.parked or ts.run_id != run_id:
+                continue
+            bucket = ts.spec.bucket if ts.spec is not None else None
+            if bucket is None or any(w in self.idle for w in bucket.eligible):
+                runs.append(run_id)
+        return runs
+
+
+def _head_priority(bucket: Bucket) -> int:
+    head = bucket.queue.peek()
+    return head.priority if head is not None else 0

@@ -1,0 +1,145 @@
+"""Answers to questions about the cluster: plain data, made on demand, never stored.
+
+Keys in answers appear as `[key, name]` pairs' names only where people read them (`processing`, `story`); where programs read
+them (`who_has`, `has_what`, `nbytes`) they are the keys of the wire.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from zmqtasks.ids import Key
+from zmqtasks.nodes.scheduler.state import MEMORY, SchedulerState, State, TaskState, WorkerState
+from zmqtasks.protocol.ops import Query
+
+
+class UnknownQueryError(ValueError):
+    """The question is not one of `Queries.names`."""
+
+
+class Queries:
+    """One method for each question."""
+
+    def __init__(self, state: SchedulerState) -> None:
+        self.state = state
+        self._answers: dict[str, Callable[[Query], Any]] = {
+            "scheduler_info": self.scheduler_info,
+            "who_has": self.who_has,
+            "has_what": self.has_what,
+            "nbytes": self.nbytes,
+            "nthreads": self.nthreads,
+            "processing": self.processing,
+            "story": self.story,
+            "tasks": self.tasks,
+            "events": self.events,
+        }
+
+    @property
+    def names(self) -> list[str]:
+        """The questions that have an answer."""
+        return sorted(self._answers)
+
+    def answer(self, query: Query) -> Any:
+        """Plain data (for MessagePack); raises `UnknownQueryError`."""
+        method = self._answers.get(query.what)
+        if method is None:
+            raise UnknownQueryError(f"no such query: {query.what!r}; there are {', '.join(self.names)}")
+        return method(query)
+
+    def scheduler_info(self, query: Query) -> dict[str, Any]:
+        """Counters and one record per worker."""
+        state = self.state
+        return {
+            "type": "Scheduler",
+            "epoch": state.epoch,
+            "clients": [{"name": c.name, "host": c.host, "pid": c.pid} for c in state.clients.values()],
+            "workers": {w.address: self._worker(w) for w in state.workers.values()},
+            "tasks": self.tasks(query),
+            "counters": dict(state.counters),
+        }
+
+    def _worker(self, worker: WorkerState) -> dict[str, Any]:
+        return {
+            "type": "Worker",
+            "id": worker.instance.hex(),
+            "name": worker.name,
+            "host": worker.host,
+            "pid": worker.pid,
+            "nthreads": worker.nthreads,
+            "memory_limit": worker.memory_limit_bytes,
+            "resources": worker.resources,
+            "nanny": bool(worker.nanny),
+            "status": "unresponsive" if worker.lost_at is not None else "closing" if worker.leaving else "running",
+            "metrics": {
+                "memory": worker.memory_bytes,
+                "cpu": worker.cpu_percent,
+                "processing": len(worker.processing),
+                "stored_keys": worker.stored_keys,
+                "stored_bytes": worker.stored_bytes,
+            },
+        }
+
+    def _selected(self, query: Query) -> Iterable[TaskState]:
+        if query.keys:
+            return [self.state.tasks[k] for k in query.keys if k in self.state.tasks]
+        return self.state.tasks.values()
+
+    def _workers(self, query: Query) -> list[WorkerState]:
+        every = list(self.state.workers.values())
+        return [w for w in every if not query.workers or {w.address, w.name, w.host} & set(query.workers)]
+
+    def who_has(self, query: Query) -> dict[Key, list[str]]:
+        """Addresses of the workers that hold each key."""
+        if query.keys:
+            tasks = self.state.tasks
+            return {k: [w.address for w in tasks[k].holders()] if k in tasks else [] for k in query.keys}
+        return {ts.key: [w.address for w in ts.holders()] for ts in self._selected(query) if ts.state is MEMORY}
+
+    def has_what(self, query: Query) -> dict[str, list[Key]]:
+        """Keys that each worker holds."""
+        found: dict[str, list[Key]] = {w.address: [] for w in self._workers(query)}
+        for ts in self.state.tasks.values():
+            for worker in ts.holders():
+                if worker.address in found:
+                    found[worker.address].append(ts.key)
+        return found
+
+    def nbytes(self, query: Query) -> dict[Key, int]:
+        """Size of each value in memory."""
+        return {ts.key: ts.size for ts in self._selected(query) if ts.state is MEMORY}
+
+    def nthreads(self, query: Query) -> dict[str, int]:
+        """Threads of each worker."""
+        return {w.address: w.nthreads for w in self._workers(query)}
+
+    def processing(self, query: Query) -> dict[str, list[Key]]:
+        """Keys that each worker has been given and has not finished."""
+        return {w.address: [ts.key for ts in w.processing.values() if ts is not None] for w in self._workers(query)}
+
+    def tasks(self, query: Query) -> dict[str, int]:
+        """Number of tasks in each state."""
+        counts = Counter(ts.state for ts in self.state.tasks.values())
+        return {state.name.lower(): counts.get(state, 0) for state in State}
+
+    def story(self, query: Query) -> list[str]:
+        """What is known and remembered of the given keys."""
+        lines: list[str] = []
+        for key in query.keys:
+            ts = self.state.tasks.get(key)
+            if ts is None:
+                lines += [*self.state.story(key, str(key)), f"{key}: not known now"]
+                continue
+            lines += self.state.story(key, ts.name)
+            where = (
+                ts.worker.address if ts.worker is not None else ", ".join(w.address for w in ts.holders()) or "nowhere"
+            )
+            lines.append(
+                f"{ts.name}: {ts.state.name.lower()} ({where}), {ts.waiting_on} inputs missing, {ts.holds} holds"
+            )
+        return lines
+
+    def events(self, query: Query) -> list[list[Any]]:
+        """The unusual events that are remembered: time, about what, what."""
+        return [list(event) for event in self.state.events]

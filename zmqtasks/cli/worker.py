@@ -63,10 +63,10 @@ def worker(
     """Start workers for the scheduler at ADDRESS (or in --scheduler-file) and run them until Ctrl-C."""
     if not nanny and nworkers != 1:
         raise ConfigError(f"--no-nanny runs one worker in this process, not {nworkers}: leave out --nworkers")
-    target = find_scheduler(address, scheduler_file, key_file)
     threads = nthreads or max(1, available_cpus() // nworkers)
     limit_bytes = parse_memory_limit(memory_limit, threads, nworkers)
     amounts = parse_resources(resources)
+    target = find_scheduler(address, scheduler_file, key_file)
 
     def make_nanny() -> Node:
         from zmqtasks.nodes.nanny.node import NannyNode

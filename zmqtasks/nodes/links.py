@@ -1,0 +1,193 @@
+"""Making a link: dial an address, shake hands, hand over the comm; and what nodes tell each other of themselves."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import importlib.metadata
+import platform
+import secrets
+from dataclasses import dataclass, field
+
+from zmqtasks.config import Config
+from zmqtasks.errors import (
+    CommError,
+    ConnectError,
+    ConnectionRefusedByPeerError,
+    ConnectTimeoutError,
+    ProtocolError,
+    ZmqTasksError,
+)
+from zmqtasks.ids import InstanceId, SessionId
+from zmqtasks.protocol.frames import HELLO_LIMITS, Limits
+from zmqtasks.protocol.handshake import NONCE_BYTES, ConnectorHandshake, LinkRequest, Role, Welcome
+from zmqtasks.security import Security
+from zmqtasks.transports import registry
+from zmqtasks.transports.address import split_scheme
+from zmqtasks.transports.base import Comm, LinkSettings
+
+PACKAGES = ("zmqtasks", "msgspec", "cloudpickle", "numpy")
+"""Packages whose versions nodes compare: what writes and reads the bytes that they exchange."""
+
+
+@dataclass(frozen=True, slots=True)
+class PeerInfo:
+    """What an acceptor knows of a node that has proven the cluster key."""
+
+    role: Role
+    address: str
+    instance_id: InstanceId
+    session_id: SessionId
+    versions: dict[str, str]
+    warnings: list[str]
+    """Versions that differ, one line for people; also sent to the peer."""
+    crosses_processes: bool
+    """False: the peer lives in this process."""
+
+
+@dataclass(slots=True)
+class Dialed:
+    """A comm whose handshake is done and whose receiving is paused, with what has come after the welcome."""
+
+    comm: Comm
+    welcome: Welcome
+    arrived: Arrived
+
+
+@dataclass(slots=True)
+class Arrived:
+    """What a comm delivered before its new handler took over: to be handled first."""
+
+    messages: list[list[memoryview]] = field(default_factory=list)
+    ended: Exception | None = None
+
+
+async def dial(address: str, request: LinkRequest, *, security: Security, config: Config, limits: Limits) -> Dialed:
+    """Connects to the acceptor at `address` and shakes hands.
+
+    Raises AddressError, SecurityError, ConnectError (refused, timed out, ...), VersionMismatchError,
+    AuthenticationError, SchedulerLostError (a session that cannot be resumed); each names the address. After failure
+    or cancellation nothing is left open.
+    """
+    scheme, _ = split_scheme(address)
+    transport = registry.get_transport(scheme)
+    identity = security.link_identity(address, transport.capabilities.crosses_processes)
+    comm = await transport.connect(address, link_settings(config))
+    handshake = ConnectorHandshake(
+        request,
+        cluster_id=identity.cluster_id,
+        link_key=identity.link_key,
+        nonce=secrets.token_bytes(NONCE_BYTES),
+    )
+    greeter = _Greeter(comm, address, handshake, limits)
+    try:
+        async with asyncio.timeout(config.handshake_timeout_s):
+            await greeter.finished
+    except TimeoutError:
+        comm.abort("given up on")
+        raise ConnectTimeoutError(
+            f"{address} took the connection and did not finish the handshake within {config.handshake_timeout_s:g} s: "
+            f"is it a zmqtasks node, and is it overloaded?"
+        ) from None
+    except asyncio.CancelledError:
+        comm.abort("given up on")
+        raise
+    except ZmqTasksError:
+        await comm.close()
+        raise
+    welcome = handshake.welcome
+    assert welcome is not None
+    return Dialed(comm, welcome, greeter.arrived)
+
+
+class _Greeter:
+    """Drives the connecting side's handshake from the comm's callbacks, and holds what comes after it."""
+
+    def __init__(self, comm: Comm, address: str, handshake: ConnectorHandshake, limits: Limits) -> None:
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.arrived = Arrived()
+        self._comm = comm
+        self._address = address
+        self._handshake = handshake
+        self._limits = limits
+        comm.start(self)
+        comm.send(handshake.start())
+
+    def message_received(self, frames: list[memoryview]) -> None:
+        if self.finished.done():
+            if self._handshake.done:
+                self.arrived.messages.append(frames)
+            return
+        try:
+            answer = self._handshake.receive(frames)
+        except ZmqTasksError as exc:
+            self._fail(_with_address(exc, self._address))
+            return
+        if answer is not None:
+            self._comm.send(answer)
+            return
+        # In this very callback: what follows the welcome may already be in the receive buffer.
+        self._comm.set_limits(self._limits)
+        self._comm.pause_receiving()
+        self.finished.set_result(None)
+
+    def comm_ended(self, error: Exception) -> None:
+        self.arrived.ended = error
+        if self.finished.done():
+            return
+        if isinstance(error, ProtocolError):
+            self._fail(ConnectError(f"{self._address} is not a zmqtasks node: {error}"))
+        else:
+            self._fail(ConnectionRefusedByPeerError(f"{self._address} hung up during the handshake: {error}"))
+
+    def _fail(self, error: Exception) -> None:
+        if farewell := self._handshake.farewell:
+            try:
+                self._comm.send(farewell)
+            except CommError:
+                pass
+        self.finished.set_exception(error)
+
+
+def link_settings(config: Config) -> LinkSettings:
+    """The transports' settings for a node with this configuration: tiny limits until the handshake is done."""
+    return LinkSettings(connect_timeout_s=config.connect_timeout_s, heartbeat_s=config.heartbeat_s, limits=HELLO_LIMITS)
+
+
+@functools.cache
+def own_versions() -> dict[str, str]:
+    """Versions of Python and of `PACKAGES` in this process; packages that are not installed are left out."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            pass
+    return versions
+
+
+def version_warnings(peer: str, theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
+    """At most one line, for people: which versions differ between `peer` and this node."""
+    differing = [
+        f"{name} {theirs[name]} there, {ours[name]} here"
+        for name in ("python", *PACKAGES)
+        if name in theirs and name in ours and _relevant(name, theirs[name]) != _relevant(name, ours[name])
+    ]
+    if not differing:
+        return []
+    return [f"versions differ between {peer} (there) and the node that it connected to (here): {'; '.join(differing)}"]
+
+
+def same_python(theirs: dict[str, str], ours: dict[str, str]) -> bool:
+    """Both sides run the same minor version of Python (or the peer does not say)."""
+    there = theirs.get("python")
+    return there is None or _relevant("python", there) == _relevant("python", ours["python"])
+
+
+def _relevant(name: str, version: str) -> str:
+    # Patch releases of Python exchange code and pickles without trouble.
+    return ".".join(version.split(".")[:2]) if name == "python" else version
+
+
+def _with_address(error: ZmqTasksError, address: str) -> ZmqTasksError:
+    return type(error)(f"{address}: {error}")

@@ -1,0 +1,486 @@
+"""A channel: ops over a control link that may break and come back. Links break; channels resume.
+
+Theory of operation
+-------------------
+Every batch has a sequence number, counted from 1 in each direction of a session, and carries the number of the last
+batch received. A batch is kept, as the bytes that were sent, until the peer has acknowledged it. When the link breaks
+both ends keep the session. The connecting side dials again; each side tells the other the last number that it has received;
+both send what comes after, and go on. Nothing is lost and nothing handled twice: a number that was seen before is
+dropped, a gap is an error.
+
+Acknowledgements ride on batches that go the other way. A receiver that has nothing to send acknowledges by an empty
+batch with number 0 (outside of the sequence), after `ACK_BYTES` or at the latest `ACK_DELAY_S` after a batch has come.
+A batch with number 0 may also hold one `Goodbye`: the sender ends the session at once, by the receiver's fault.
+
+A `Goodbye` within the sequence ends the session in good order: its receiver answers by its own and closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from zmqtasks.config import Config
+from zmqtasks.errors import (
+    CommBrokenError,
+    CommClosedError,
+    CommError,
+    LocalProtocolError,
+    ProtocolError,
+    RemoteProtocolError,
+)
+from zmqtasks.ids import InstanceId, SessionId
+from zmqtasks.protocol.codec import Codec
+from zmqtasks.protocol.frames import KIB, MIB
+from zmqtasks.protocol.handshake import Welcome
+from zmqtasks.protocol.ops import Goodbye, Introduction, Op
+from zmqtasks.transports.base import Comm
+
+_log = logging.getLogger(__name__)
+
+SPLIT_BYTES = 32 * MIB
+"""Longer batches are cut in two: far below the limit of a control link, so that a batch always fits."""
+ACK_BYTES = 64 * KIB
+ACK_MESSAGE_BYTES = 1 * KIB
+"""What a batch counts for at least: an idle receiver acknowledges every 64 small ones."""
+ACK_DELAY_S = 0.1
+LOW_WATER_BYTES = 4 * MIB
+CLOSE_TIMEOUT_S = 5.0
+"""How long `close` waits for the peer's goodbye."""
+
+
+class ChannelHandler(Protocol):
+    """What a channel calls; never from inside `send`, `close` or `abort` of the same channel."""
+
+    def ops_received(self, channel: Channel, ops: list[Op]) -> None:
+        """The ops of one batch, in order, each exactly once in the life of the session."""
+
+    def link_lost(self, channel: Channel, error: Exception) -> None:
+        """The link broke; the session is kept, what is sent now goes out when it resumes."""
+
+    def link_resumed(self, channel: Channel) -> None:
+        """A lost link is back; nothing was lost or repeated."""
+
+    def channel_ended(self, channel: Channel, error: Exception | None) -> None:
+        """The session is over for good; called exactly once, last. None: in good order, by either side."""
+
+
+class Channel:
+    """One end of a control link with all its reconnections; belongs to the event loop that made it."""
+
+    __slots__ = (
+        "_ack_soon",
+        "_ack_timer",
+        "_acked",
+        "_closing",
+        "_codec",
+        "_comm",
+        "_decode",
+        "_drainers",
+        "_encode",
+        "_end_told",
+        "_ended",
+        "_handler",
+        "_in_seq",
+        "_loop",
+        "_low_water",
+        "_on_ended",
+        "_on_lost",
+        "_out_seq",
+        "_over",
+        "_paused",
+        "_queued",
+        "_replay",
+        "_replay_limit",
+        "_tasks",
+        "_unacked",
+        "introduction",
+        "number",
+        "peer_address",
+        "peer_instance",
+        "session_id",
+        "welcome",
+    )
+
+    def __init__(
+        self,
+        *,
+        session_id: SessionId,
+        peer_instance: InstanceId,
+        handler: ChannelHandler,
+        incoming: Any,
+        config: Config,
+        introduction: Introduction | None = None,
+        welcome: Welcome | None = None,
+        bounded: bool = False,
+        on_lost: Callable[[Exception], None] | None = None,
+        on_ended: Callable[[Channel, Exception | None], None] | None = None,
+    ) -> None:
+        """Nodes use `open_channel` and `Acceptor`. `bounded`: more than the replay limit unacknowledged ends it."""
+        self.session_id = session_id
+        self.peer_instance = peer_instance
+        self.peer_address = ""
+        self.introduction = introduction
+        """What the peer introduced itself by; on the accepting side."""
+        self.welcome = welcome
+        """What the acceptor answered; on the connecting side."""
+        self.number = 0
+        """What the acceptor calls the connecting node."""
+        self._loop = asyncio.get_running_loop()
+        self._handler = handler
+        self._codec = Codec(incoming)
+        self._encode = self._codec.encode
+        self._decode = self._codec.decode_untrusted
+        self._comm: Comm | None = None
+        self._out_seq = 0
+        self._acked = 0
+        self._in_seq = 0
+        self._replay: deque[bytes] = deque()  # batches _acked + 1 .. _out_seq
+        self._queued = 0
+        self._replay_limit: float = config.replay_bytes if bounded else float("inf")
+        self._low_water = min(LOW_WATER_BYTES, config.replay_bytes // 4)
+        self._unacked = 0  # weight of what was received and not acknowledged
+        self._ack_soon = False
+        self._ack_timer: asyncio.TimerHandle | None = None
+        self._paused = False
+        self._closing = False
+        self._over = False
+        self._ended: Exception | None = None
+        self._end_told: asyncio.Future[None] = self._loop.create_future()
+        self._drainers: list[asyncio.Future[None]] = []
+        self._on_lost = on_lost
+        self._on_ended = on_ended
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        state = "ended" if self._over else "connected" if self._comm is not None else "waiting for its link"
+        return f"<Channel {self.session_id.hex()[:8]} with {self.peer_address}, {state}>"
+
+    # -- sending
+
+    def send(self, ops: Sequence[Op]) -> None:
+        """Sends a batch, now or when the link is back; never blocks.
+
+        Raises CommClosedError when the channel has ended, LocalProtocolError for an op that cannot be sent.
+        """
+        if self._closing:
+            if self._over and not self._end_told.done():
+                return  # the handler learns of the end in this turn of the loop
+            raise CommClosedError(f"the channel to {self.peer_address} is closed")
+        if not ops:
+            return
+        data = self._encode(self._out_seq + 1, self._in_seq, ops)
+        size = len(data)
+        if size > SPLIT_BYTES:
+            if len(ops) > 1:
+                middle = len(ops) // 2
+                self.send(ops[:middle])
+                self.send(ops[middle:])
+                return
+            if size > self._codec.limit_bytes:
+                raise LocalProtocolError(
+                    f"one {type(ops[0]).__name__} of {size} bytes is over the limit of control links "
+                    f"({self._codec.limit_bytes}): large values go over data links"
+                )
+        self._out_seq += 1
+        self._unacked = 0
+        self._replay.append(data)
+        self._queued += size
+        if self._comm is not None:
+            try:
+                self._comm.send((data,))
+            except CommError:
+                pass  # comm_ended is on its way, and the batch is kept
+        if self._queued > self._replay_limit:
+            self._overflow()
+
+    @property
+    def queued_bytes(self) -> int:
+        """Bytes that the peer has not acknowledged, sent or not."""
+        return self._queued
+
+    @property
+    def connected(self) -> bool:
+        """There is a link at the moment."""
+        return self._comm is not None
+
+    @property
+    def ended(self) -> bool:
+        """The session is over for good."""
+        return self._over
+
+    async def drain(self) -> None:
+        """Waits until little is unacknowledged (`LOW_WATER_BYTES`); raises the channel's end when that comes first."""
+        while self._queued > self._low_water and not self._over:
+            waiter: asyncio.Future[None] = self._loop.create_future()
+            self._drainers.append(waiter)
+            try:
+                await waiter
+            finally:
+                if waiter in self._drainers:
+                    self._drainers.remove(waiter)
+        if self._over:
+            raise CommClosedError(f"the channel to {self.peer_address} has ended") from self._ended
+
+    # -- the end
+
+    async def close(self, reason: str = "") -> None:
+        """Says goodbye, waits (bounded) until the peer has handled everything, and ends the session; idempotent."""
+        if not self._closing and self._comm is not None:
+            self.send([Goodbye(reason)])
+            self._closing = True
+            await asyncio.wait((self._end_told,), timeout=CLOSE_TIMEOUT_S)
+        if not self._over:
+            self._finish(None)
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        if not self._end_told.done():
+            await asyncio.wait((self._end_told,))
+
+    def abort(self, reason: str = "") -> None:
+        """Ends the session at once, without a word to the peer (which is told when it dials again)."""
+        if not self._over:
+            text = f"the channel to {self.peer_address} was aborted by this side" + (f": {reason}" if reason else "")
+            self._finish(CommClosedError(text), abort=True)
+
+    def pause_receiving(self) -> None:
+        """Takes no more batches from the peer (one or two may still come), also after a resumption."""
+        self._paused = True
+        if self._comm is not None:
+            self._comm.pause_receiving()
+
+    def resume_receiving(self) -> None:
+        """Undoes `pause_receiving`."""
+        self._paused = False
+        if self._comm is not None:
+            self._comm.resume_receiving()
+
+    # -- what the comm calls
+
+    def message_received(self, frames: list[memoryview]) -> None:
+        """One batch from the peer."""
+        frame = frames[0]
+        try:
+            seq, ack, ops = self._decode(frame)
+            if ack > self._acked:
+                self._acknowledged(ack)
+            if seq != self._in_seq + 1 or len(frames) != 1:
+                self._irregular(seq, ops, frames)
+                return
+        except ProtocolError as exc:
+            self._fail(exc)
+            return
+        self._in_seq = seq
+        self._unacked += len(frame) + ACK_MESSAGE_BYTES
+        if self._ack_timer is None:
+            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._ack_due)
+        if self._unacked > ACK_BYTES and not self._ack_soon:
+            # Not here: the handler's answer, which would carry it, is probably sent in this turn of the loop.
+            self._ack_soon = True
+            self._loop.call_soon(self._acknowledge)
+        goodbye = ops.pop() if ops and type(ops[-1]) is Goodbye else None
+        if ops and not self._over:
+            try:
+                self._handler.ops_received(self, ops)
+            except Exception as exc:
+                _log.exception("handling ops from %s failed: the channel ends", self.peer_address)
+                self._fail(exc)
+        if goodbye is not None:
+            self._on_goodbye(goodbye)
+
+    def comm_ended(self, error: Exception) -> None:
+        """The link is gone; the session goes on unless it was closed, or the peer broke the protocol."""
+        self._comm = None
+        self._stop_ack_timer()
+        if self._over:
+            return
+        if self._closing:
+            self._finish(None)
+        elif isinstance(error, ProtocolError):
+            self._fail(error)
+        else:
+            self._handler.link_lost(self, error)
+            if self._on_lost is not None and not self._over:
+                self._on_lost(error)
+
+    # -- what open_channel and the acceptor call
+
+    @property
+    def last_seq(self) -> int:
+        """Number of the last batch received."""
+        return self._in_seq
+
+    def attach(self, comm: Comm, peer_last_seq: int) -> None:
+        """Goes on over a comm whose handshake is done: sends what the peer has not received. `receive` follows."""
+        self._comm = comm
+        self.peer_address = comm.peer_address
+        try:
+            self._acknowledged(peer_last_seq)
+            for data in self._replay:
+                comm.send((data,))
+        except ProtocolError as exc:
+            self._fail(exc)
+        except CommError:
+            pass  # ended already, comm_ended follows
+
+    def receive(self, held: Sequence[list[memoryview]] = (), ended: Exception | None = None) -> None:
+        """Takes over the comm's callbacks: first what was `held` since the handshake, and the end if it came."""
+        comm = self._comm
+        if comm is None:
+            return
+        comm.set_handler(self)
+        for frames in held:
+            if self._comm is comm:
+                self.message_received(frames)
+        if self._comm is comm:
+            if ended is not None:
+                self.comm_ended(ended)
+            elif not self._paused:
+                comm.resume_receiving()
+
+    def resumed(self) -> None:
+        """Tells the handler that the link is back."""
+        if not self._over:
+            self._handler.link_resumed(self)
+
+    def detach(self, reason: str) -> None:
+        """Drops a link that the peer has given up, before the one that takes its place."""
+        comm, self._comm = self._comm, None
+        if comm is not None:
+            comm.set_handler(_Deaf())
+            comm.abort(reason)
+            self._stop_ack_timer()
+            if not self._over:
+                self._handler.link_lost(self, CommBrokenError(f"the link to {self.peer_address} was {reason}"))
+
+    def give_up(self, error: Exception) -> None:
+        """Ends a session whose link will not come back."""
+        if not self._over:
+            self._finish(error, abort=True)
+
+    # -- inside
+
+    def _irregular(self, seq: int, ops: list[Any], frames: list[memoryview]) -> None:
+        """A batch that is not the next one: an acknowledgement, a repetition, or an error."""
+        if len(frames) != 1:
+            raise RemoteProtocolError(f"the peer sent a control message of {len(frames)} frames, due is 1")
+        if seq > self._in_seq:
+            raise RemoteProtocolError(
+                f"the peer sent batch {seq} after batch {self._in_seq}: batches in between are missing"
+            )
+        if seq == 0 and ops:
+            if len(ops) != 1 or type(ops[0]) is not Goodbye:
+                raise RemoteProtocolError(f"the peer sent {len(ops)} ops outside of the sequence")
+            self._finish(ProtocolError(f"{self.peer_address} ended the session: {_printable(ops[0].reason)}"))
+
+    def _acknowledged(self, ack: int) -> None:
+        """Forgets batches that the peer has."""
+        if ack > self._out_seq or ack < self._acked:
+            raise RemoteProtocolError(
+                f"the peer acknowledges batch {ack}; sent are {self._out_seq}, acknowledged {self._acked}"
+            )
+        replay = self._replay
+        for _ in range(ack - self._acked):
+            self._queued -= len(replay.popleft())
+        self._acked = ack
+        if self._drainers and self._queued <= self._low_water:
+            self._wake_drainers()
+
+    def _acknowledge(self) -> None:
+        """Sends an acknowledgement, unless a batch has carried it meanwhile."""
+        self._ack_soon = False
+        if self._unacked and self._comm is not None:
+            self._unacked = 0
+            try:
+                self._comm.send((self._encode(0, self._in_seq, ()),))
+            except CommError:
+                pass
+
+    def _ack_due(self) -> None:
+        self._ack_timer = None
+        self._acknowledge()
+
+    def _stop_ack_timer(self) -> None:
+        if self._ack_timer is not None:
+            self._ack_timer.cancel()
+            self._ack_timer = None
+
+    def _on_goodbye(self, goodbye: Goodbye) -> None:
+        if self._over:
+            return
+        if not self._closing:
+            if goodbye.reason:
+                _log.info("%s says goodbye: %s", self.peer_address, _printable(goodbye.reason))
+            self.send([Goodbye()])
+        self._finish(None)
+
+    def _fail(self, error: Exception) -> None:
+        """Ends the session for a fault of the peer (or of this side's handler), and tells the peer."""
+        if self._over:
+            return
+        if isinstance(error, ProtocolError):
+            _log.warning("the channel with %s ends: %s", self.peer_address, error)
+        if self._comm is not None:
+            try:
+                self._comm.send((self._encode(0, self._in_seq, (Goodbye(str(error)),)),))
+            except CommError:
+                pass
+        self._finish(error)
+
+    def _overflow(self) -> None:
+        text = (
+            f"{self.peer_address} has not acknowledged {self._queued} bytes, and replay_bytes is "
+            f"{self._replay_limit:.0f}: it does not keep up, or its link is lost"
+        )
+        _log.warning("the channel ends: %s", text)
+        self._finish(CommBrokenError(text), abort=True)
+
+    def _finish(self, error: Exception | None, *, abort: bool = False) -> None:
+        """The end of the session; the handler is told in the next turn of the loop."""
+        self._over = True
+        self._closing = True
+        self._ended = error
+        self._stop_ack_timer()
+        self._replay.clear()
+        comm, self._comm = self._comm, None
+        if comm is not None:
+            comm.set_handler(_Deaf())
+            if abort:
+                comm.abort("given up")
+            else:
+                task = self._loop.create_task(comm.close())
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+        self._wake_drainers()
+        if self._on_ended is not None:
+            self._on_ended(self, error)
+        self._loop.call_soon(self._tell_end)
+
+    def _tell_end(self) -> None:
+        try:
+            self._handler.channel_ended(self, self._ended)
+        finally:
+            self._end_told.set_result(None)
+
+    def _wake_drainers(self) -> None:
+        drainers, self._drainers = self._drainers, []
+        for waiter in drainers:
+            if not waiter.done():
+                waiter.set_result(None)
+
+
+class _Deaf:
+    """Handles a comm that nobody listens to any more."""
+
+    def message_received(self, frames: list[memoryview]) -> None:
+        pass
+
+    def comm_ended(self, error: Exception) -> None:
+        pass
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text[:1000])

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from zmqtasks.deploy.scheduler_file import (
+from zmqtasks.scheduler_file import (
     SchedulerFile,
     read_scheduler_file,
     remove_scheduler_file,

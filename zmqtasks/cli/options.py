@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import click
 
-from zmqtasks.deploy.scheduler_file import SchedulerFile, wait_scheduler_file
+from zmqtasks.scheduler_file import SchedulerFile, wait_scheduler_file
 from zmqtasks.deploy.serve import Node, run_loop, serve, stop_on_signals
 from zmqtasks.errors import ConfigError
 from zmqtasks.logs import LEVELS, configure_logging

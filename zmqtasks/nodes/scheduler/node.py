@@ -1,0 +1,294 @@
+"""The scheduler as a process sees it: listeners, channels and timers around the machine.
+
+All ops that arrive within one turn of the event loop are run through the machine, then one flush sends at most one batch to
+each peer: the flush is scheduled by the first op and runs after the other sockets of the turn have been read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from functools import partial
+from random import Random
+from typing import Any, assert_never
+
+from zmqtasks.config import Config
+from zmqtasks.errors import CommError, ConnectionRefusedByPeerError, ProtocolError
+from zmqtasks.ids import new_instance_id
+from zmqtasks.nodes.channel import Acceptor, Admission, Channel, PeerInfo, Refusal
+from zmqtasks.nodes.scheduler.machine import SchedulerMachine
+from zmqtasks.nodes.scheduler.state import ClientState, NannyState, WorkerState
+from zmqtasks.protocol.ops import (
+    ClientIntroduction,
+    ClientToScheduler,
+    DataIntroduction,
+    Introduction,
+    NannyIntroduction,
+    NannyToScheduler,
+    Op,
+    StopNanny,
+    WorkerIntroduction,
+    WorkerToScheduler,
+)
+from zmqtasks.scheduler_file import SchedulerFile, remove_scheduler_file, write_scheduler_file
+from zmqtasks.security import Security
+from zmqtasks.transports import registry
+from zmqtasks.transports.base import LinkSettings
+
+log = logging.getLogger(__name__)
+
+PROBE_INTERVAL_S = 0.3
+"""How often the listener of a worker with a lost link and no nanny is tried."""
+CONGESTED_BYTES = 32 << 20
+"""A client with more than this on its way gets notices of results instead of values."""
+CONGESTION_CHECK_S = 0.2
+
+Member = ClientState | WorkerState | NannyState
+
+
+class _Peer:
+    """Feeds what comes from one channel to the machine."""
+
+    __slots__ = ("member", "node")
+
+    def __init__(self, node: SchedulerNode, member: Member) -> None:
+        self.node = node
+        self.member = member
+
+    def ops_received(self, channel: Channel, ops: list[Op]) -> None:
+        self.node.receive(self.member, channel, ops)
+
+    def link_lost(self, channel: Channel, error: Exception) -> None:
+        self.node.link_lost(self.member, error)
+
+    def link_resumed(self, channel: Channel) -> None:
+        self.node.link_resumed(self.member)
+
+    def channel_ended(self, channel: Channel, error: Exception | None) -> None:
+        self.node.channel_ended(self.member, error)
+
+
+class SchedulerNode:
+    """A scheduler that listens at `addresses` (port 0: any free one).
+
+    `scheduler_file` is written when it listens, and removed when it has closed.
+    """
+
+    def __init__(
+        self, addresses: Sequence[str], *, security: Security, config: Config, scheduler_file: str | None = None
+    ) -> None:
+        self.config = config
+        self.security = security
+        self._wanted = list(addresses)
+        self._scheduler_file = scheduler_file
+        self.epoch = int(time.time())
+        self.machine = SchedulerMachine(epoch=self.epoch, config=config, rng=Random(self.epoch))
+        self._acceptor = Acceptor(
+            security=security, config=config, epoch=self.epoch, instance_id=new_instance_id(), admit=self._admit
+        )
+        self._channels: dict[bytes, Channel] = {}
+        self._flush_scheduled = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._timer_at = 0.0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._congestion_checked = 0.0
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listens; raises AddressError or ConnectError naming the address that can't be used."""
+        self._loop = asyncio.get_running_loop()
+        self._finished = asyncio.Event()
+        try:
+            for address in self._wanted:
+                await self._acceptor.listen(address)
+        except BaseException:
+            await self._acceptor.close()
+            raise
+        if self._scheduler_file is not None:
+            key = self.security.key
+            write_scheduler_file(
+                self._scheduler_file,
+                SchedulerFile(
+                    address=self.address,
+                    addresses=self.addresses,
+                    cluster_id=self.security.cluster_id.hex(),
+                    key=key.hex() if key is not None else "",
+                    epoch=self.epoch,
+                    pid=os.getpid(),
+                ),
+            )
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where it listens."""
+        return self._acceptor.addresses
+
+    @property
+    def address(self) -> str:
+        """The first of `addresses`."""
+        return self.addresses[0]
+
+    async def finished(self) -> None:
+        """Returns when the scheduler has ended: closed here, or by a client's `shutdown`."""
+        await self._finished.wait()
+
+    async def close(self, reason: str = "the scheduler is closing") -> None:
+        """Tells nannies and workers to end, says goodbye to all, and frees the addresses; idempotent."""
+        if self._closing:
+            await self._finished.wait()
+            return
+        self._closing = True
+        if self._timer is not None:
+            self._timer.cancel()
+        for worker in list(self.machine.state.workers.values()):
+            self.machine.membership.stop_worker(worker, reason)
+        for nanny in self.machine.state.nannies.values():
+            nanny.outbox.add(StopNanny(reason))
+        self._flush()
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
+        channels = list(self._channels.values())
+        await asyncio.gather(*(channel.close(reason) for channel in channels), return_exceptions=True)
+        await self._acceptor.close()
+        if self._scheduler_file is not None:
+            remove_scheduler_file(self._scheduler_file, pid=os.getpid())
+        self._finished.set()
+
+    # --- admission --------------------------------------------------------------------------------------------------
+
+    def _admit(self, introduction: Introduction, peer: PeerInfo) -> Admission | Refusal:
+        if self._closing:
+            return Refusal("the scheduler is closing")
+        now, session, machine = self._loop.time(), peer.session_id, self.machine
+        member: Member
+        match introduction:
+            case ClientIntroduction():
+                member = machine.client_joined(session, introduction, now)
+                return self._welcome(member, member.number, ClientToScheduler)
+            case WorkerIntroduction():
+                member = machine.worker_joined(session, peer.instance_id, introduction, now)
+                log.info("worker %s joined from %s (%d threads)", member.name, member.address, member.nthreads)
+                return self._welcome(member, member.number, WorkerToScheduler)
+            case NannyIntroduction():
+                member = machine.nanny_joined(session, peer.instance_id, introduction, now)
+                return self._welcome(member, 0, NannyToScheduler)
+            case DataIntroduction():
+                return Refusal("a scheduler has no data: ask a worker")
+            case _:
+                assert_never(introduction)
+
+    def _welcome(self, member: Member, number: int, incoming: object) -> Admission:
+        return Admission(
+            handler=_Peer(self, member), incoming=incoming, number=number, opened=partial(self._opened, member)
+        )
+
+    def _opened(self, member: Member, channel: Channel) -> None:
+        self._channels[member.session] = channel
+        self._schedule_flush()
+
+    # --- input ------------------------------------------------------------------------------------------------------
+
+    def receive(self, member: Member, channel: Channel, ops: list[Op]) -> None:
+        """Ops from a peer; one that breaks the rules loses its session."""
+        try:
+            self.machine.receive(member, ops, self._loop.time())
+        except ProtocolError as exc:
+            log.warning("%s (%s) broke the rules: %s", member.name, channel.peer_address, exc)
+            channel.abort(str(exc))
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def link_lost(self, member: Member, error: Exception) -> None:
+        """A link broke; the machine decides what that means."""
+        log.info("the link to %s is lost: %s", member.name, error)
+        self._run(self.machine.link_lost, member.session)
+        if isinstance(member, WorkerState) and not self._closing:
+            self._start(self._probe(member))
+
+    def link_resumed(self, member: Member) -> None:
+        """A link is back."""
+        self._run(self.machine.link_resumed, member.session)
+
+    def channel_ended(self, member: Member, error: Exception | None) -> None:
+        """A session is over."""
+        if self._channels.pop(member.session, None) is None:
+            return
+        self.machine.session_ended(member.session, "it left" if error is None else str(error), self._loop.time())
+        self._schedule_flush()
+
+    def _run(self, step: Callable[[bytes, float], None], session: bytes) -> None:
+        step(session, self._loop.time())
+        self._schedule_flush()
+
+    async def _probe(self, worker: WorkerState) -> None:
+        """Tries the listener of a worker with a lost link: refused means that the process is gone."""
+        settings = LinkSettings(connect_timeout_s=self.config.connect_timeout_s)
+        while worker.lost_at is not None and worker.session in self.machine.state.workers:
+            try:
+                comm = await registry.connect(worker.address, settings)
+            except ConnectionRefusedByPeerError:
+                self._run(self.machine.listener_refused, worker.session)
+            except CommError:
+                pass
+            else:
+                comm.abort("only a look whether it listens")
+            await asyncio.sleep(PROBE_INTERVAL_S)
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- output -----------------------------------------------------------------------------------------------------
+
+    def _schedule_flush(self) -> None:
+        if not self._flush_scheduled:
+            self._flush_scheduled = True
+            self._loop.call_soon(self._flush)
+
+    def _flush(self) -> None:
+        self._flush_scheduled = False
+        channels = self._channels
+        for session, ops in self.machine.flush():
+            channel = channels.get(session)
+            if channel is not None:
+                with suppress(CommError):
+                    channel.send(ops)
+        for session in self.machine.take_departed():
+            departed = channels.pop(session, None)
+            if departed is not None:
+                self._acceptor.forget(departed.session_id, "the scheduler has given this node up")
+        if self.machine.shutdown_reason is not None and not self._closing:
+            log.info("shutting down: %s", self.machine.shutdown_reason)
+            self._start(self.close(self.machine.shutdown_reason))
+            return
+        now = self._loop.time()
+        if now - self._congestion_checked > CONGESTION_CHECK_S:
+            self._congestion_checked = now
+            for client in self.machine.state.clients.values():
+                if (channel := channels.get(client.session)) is not None:
+                    client.congested = channel.queued_bytes > CONGESTED_BYTES
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        deadline = self.machine.deadline()
+        if deadline is None or self._closing:
+            return
+        if self._timer is not None:
+            if self._timer_at <= deadline:
+                return
+            self._timer.cancel()
+        self._timer_at = deadline
+        self._timer = self._loop.call_at(deadline, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self.machine.tick(max(self._loop.time(), self._timer_at))
+        self._flush()

@@ -128,7 +128,10 @@ class MessageTests(ConformanceBase):
         if available_memory_bytes() < _HUGE_NEEDS_BYTES:
             pytest.skip(f"needs {_HUGE_NEEDS_BYTES >> 30} GiB of available memory")
         # Untouched private pages read as the one page of zeros: the sender's copy takes no memory.
-        huge = memoryview(mmap.mmap(-1, _HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS))
+        pages = mmap.mmap(-1, _HUGE_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            pages.madvise(mmap.MADV_HUGEPAGE)
+        huge = memoryview(pages)
         marks = {0: 1, 2 * GIB: 2, 4 * GIB: 3, _HUGE_BYTES - 1: 4}
         for position, value in marks.items():
             huge[position] = value

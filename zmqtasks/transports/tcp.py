@@ -68,6 +68,7 @@ class TcpComm(LoopComm, asyncio.BufferedProtocol):
         self._lost = loop.create_future()  # done when the connection is gone and its descriptor closed
         self._reading = True
         self._discarding = False  # close() was called: what comes is dropped
+        self._dropped = False
         self._write_paused = False
         self._collected: list[bytes] = []
         self._collected_bytes = 0
@@ -101,7 +102,7 @@ class TcpComm(LoopComm, asyncio.BufferedProtocol):
 
     @property
     def queued_bytes(self) -> int:
-        if self._lost.done():
+        if self._dropped:
             return 0
         return self._transport.get_write_buffer_size() + self._collected_bytes
 
@@ -149,6 +150,7 @@ class TcpComm(LoopComm, asyncio.BufferedProtocol):
             self._drop(hard=True)
 
     def _drop(self, *, hard: bool) -> None:
+        self._dropped = True
         self._collected.clear()
         self._collected_bytes = 0
         if self._watch is not None:
@@ -170,7 +172,7 @@ class TcpComm(LoopComm, asyncio.BufferedProtocol):
     def _write_collected(self) -> None:
         collected, self._collected = self._collected, []
         self._collected_bytes = 0
-        if collected and not self._lost.done():
+        if collected and not self._dropped:
             self._transport.write(b"".join(collected))
 
     # -- reading

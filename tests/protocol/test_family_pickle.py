@@ -35,6 +35,9 @@ class Unpicklable:
         raise RuntimeError("holds a socket")
 
 
+UNPICKLABLE = Unpicklable()
+
+
 class FailsToLoad:
     def __reduce__(self):
         return int, ("not a number",)
@@ -160,7 +163,7 @@ def test_the_same_function_gives_the_same_bytes():
 
 
 @pytest.mark.parametrize("write", [serialize, serialize_inline, dumps_function])
-@pytest.mark.parametrize("obj", [Unpicklable(), [Unpicklable()], lambda bomb=Unpicklable(): bomb])
+@pytest.mark.parametrize("obj", [Unpicklable(), [Unpicklable()], lambda bomb=UNPICKLABLE: bomb])
 def test_an_object_that_cannot_be_pickled_is_named(write, obj):
     with pytest.raises(SerializationError, match=rf"{type(obj).__qualname__}.*RuntimeError: holds a socket") as info:
         write(obj)
@@ -195,5 +198,5 @@ def test_deep_objects_are_an_error_not_a_crash():
     for _ in range(100_000):
         deep = [deep]
     for write in (serialize, serialize_inline):
-        with pytest.raises(SerializationError, match="list cannot be pickled.*recursion"):
+        with pytest.raises(SerializationError, match=r"list cannot be pickled.*recursion"):
             write(deep)

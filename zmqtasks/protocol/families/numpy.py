@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import msgpack
@@ -55,22 +56,32 @@ def serialize(obj: Any) -> tuple[bytes, Sequence[Buffer]] | None:
         return msgpack.packb((_BYTES,)), (bytes(obj),)
     if isinstance(obj, np.generic):
         kind = _SCALAR
-        if type(obj) is not obj.dtype.type:
+        dtype = obj.dtype
+        if type(obj) is not dtype.type:
             return None
+        if dtype.kind in "biufcmM":
+            return _scalar_metadata(dtype), (obj.tobytes(),)
     elif type(obj) is np.ndarray or type(obj) is np.memmap:
         kind = _ARRAY
     else:
         return None
     array = np.asarray(obj)
     try:
-        dtype = _encode_dtype(array.dtype, 0)
+        encoded = _encode_dtype(array.dtype, 0)
     except _Unsupported:
         return None
     block, order, reversed_axes = _block_of(array)
-    metadata = msgpack.packb((kind, dtype, array.shape, block.shape, order, reversed_axes))
+    metadata = msgpack.packb((kind, encoded, array.shape, block.shape, order, reversed_axes))
     if block.nbytes == 0:
         return metadata, ()
     return metadata, (block.reshape(-1).view(np.uint8).data,)
+
+
+@lru_cache(256)
+def _scalar_metadata(dtype: Dtype) -> bytes:
+    """Metadata of a scalar that is a number or a time: task results often are, and the few dtypes are soon all known."""
+    metadata: bytes = msgpack.packb((_SCALAR, _encode_dtype(dtype, 0), (), (), (), ()))
+    return metadata
 
 
 def _block_of(array: Array) -> tuple[Array, list[int], list[int]]:
@@ -181,14 +192,7 @@ def _decode_dtype_untrusted(encoded: Any, depth: int) -> Dtype:
     if depth > _MAX_DTYPE_DEPTH:
         raise DeserializationError(f"a numpy dtype is nested more than {_MAX_DTYPE_DEPTH} deep")
     if type(encoded) is str:
-        text, _, mantissa = encoded.partition(":")
-        if not _SIMPLE_DTYPE.fullmatch(text):
-            raise DeserializationError(f"{text!r:.100} is not a numpy dtype that may be sent")
-        if mantissa and int(mantissa) != _MANTISSA_BITS:
-            raise DeserializationError(
-                f"a long double with {mantissa} bits of mantissa: this machine's has {_MANTISSA_BITS}; send float64"
-            )
-        return np.dtype(text)
+        return _simple_dtype_untrusted(encoded)
     if len(encoded) == 2:
         base, shape = encoded
         return np.dtype((_decode_dtype_untrusted(base, depth + 1), _sizes(shape)))
@@ -201,3 +205,15 @@ def _decode_dtype_untrusted(encoded: Any, depth: int) -> Dtype:
     if any(title is not None for title in titles):
         fields["titles"] = titles
     return np.dtype(fields, align=aligned)  # type: ignore[call-overload,no-any-return]
+
+
+@lru_cache(256)
+def _simple_dtype_untrusted(encoded: str) -> Dtype:
+    text, _, mantissa = encoded.partition(":")
+    if not _SIMPLE_DTYPE.fullmatch(text):
+        raise DeserializationError(f"{text!r:.100} is not a numpy dtype that may be sent")
+    if mantissa and int(mantissa) != _MANTISSA_BITS:
+        raise DeserializationError(
+            f"a long double with {mantissa} bits of mantissa: this machine's has {_MANTISSA_BITS}; send float64"
+        )
+    return np.dtype(text)

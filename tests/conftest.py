@@ -43,6 +43,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 _FOLDER: pytest.StashKey[str] = pytest.StashKey()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_loop_runs() -> None:
+    """The event loop that all clients of a process share is there from the beginning: it is not a leak of the first one."""
+    from zmqtasks.nodes.client.loop import shared_loop
+
+    shared_loop()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """Fails the test that leaves a process, a file or a descriptor."""

@@ -19,7 +19,7 @@ from typing import Any
 from zmqtasks.config import Config
 from zmqtasks.errors import CommError, ConfigError, ZmqTasksError
 from zmqtasks.ids import InstanceId, SessionId
-from zmqtasks.nodes.data import DataServer
+from zmqtasks.nodes.data_server import DataServer
 from zmqtasks.nodes.links import PeerInfo, link_settings, own_versions, same_python, version_warnings
 from zmqtasks.nodes.session import Channel, ChannelHandler
 from zmqtasks.protocol.frames import CONTROL_LIMITS, DATA_LIMITS, Frames

@@ -1,0 +1,183 @@
+"""The answering side of data links."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeAlias
+
+from zmqtasks.errors import CommError, ProtocolError
+from zmqtasks.ids import Key
+from zmqtasks.nodes.data_messages import CUT_FRAMES, cut, payloads_untrusted
+from zmqtasks.protocol.codec import Codec
+from zmqtasks.protocol.frames import MIB, Frames
+from zmqtasks.protocol.ops import DataPut, DataRequest, DataSent, GetData, Goodbye, PutData
+from zmqtasks.protocol.payload import Payload
+from zmqtasks.transports.base import Comm
+
+_log = logging.getLogger(__name__)
+
+QUEUE_BYTES = 16 * MIB
+"""With more than this waiting to be sent on a link, answers wait for their turn."""
+REQUESTS_PER_LINK = 1_000
+"""With more requests waiting on a link, none is read from it."""
+
+Read: TypeAlias = Callable[[list[Key]], Iterable[tuple[Key, Payload | str | None]]]
+"""Gives the value of each key, None when it is not held, or a text when it cannot be given; may be a generator."""
+Write: TypeAlias = Callable[[list[tuple[Key, Payload]]], None]
+
+
+class DataServer:
+    """Answers data links that an acceptor has admitted.
+
+    `read` and `write` run in the event loop; `read` may be a generator that makes one value at a time: it goes on when
+    the values before have been sent.
+    """
+
+    def __init__(self, read: Read, write: Write) -> None:
+        self._read = read
+        self._write = write
+        self._links: set[_AnsweringLink] = set()
+
+    def serve(self, comm: Comm) -> None:
+        """Answers requests on a comm whose handshake is done, until it ends."""
+        link = _AnsweringLink(comm, self._read, self._write, self._links.discard)
+        self._links.add(link)
+        comm.set_handler(link)
+
+    async def close(self) -> None:
+        """Closes all links, after what was being sent on them; idempotent."""
+        links, self._links = self._links, set()
+        if links:
+            await asyncio.wait([asyncio.ensure_future(link.close()) for link in links])
+
+
+class _AnsweringLink:
+    """The answering side of a data link."""
+
+    def __init__(self, comm: Comm, read: Read, write: Write, on_ended: Callable[[_AnsweringLink], None]) -> None:
+        self._comm = comm
+        self._read = read
+        self._write = write
+        self._on_ended = on_ended
+        self._codec = Codec(DataRequest)
+        self._answers: deque[Iterator[Frames]] = deque()
+        self._task: asyncio.Task[None] | None = None
+        self._paused = False
+
+    def message_received(self, frames: list[memoryview]) -> None:
+        try:
+            _, _, ops = self._codec.decode_untrusted(frames[0])
+            for op in ops:
+                match op:
+                    case GetData():
+                        self._on_get_data(op)
+                    case PutData():
+                        self._on_put_data(op, frames)
+                    case _:
+                        pass  # the peer closes next
+        except ProtocolError as exc:
+            _log.warning("the data link with %s ends: %s", self._comm.peer_address, exc)
+            self._leave(str(exc))
+        except CommError:
+            pass  # comm_ended comes next
+
+    def comm_ended(self, error: Exception) -> None:
+        self._answers.clear()
+        if self._task is not None:
+            self._task.cancel()
+        self._on_ended(self)
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        self._answers.clear()
+        await self._comm.close()
+
+    def _on_get_data(self, op: GetData) -> None:
+        answer = _answer(self._codec, op, self._read)
+        if self._task is None and self._comm.queued_bytes < QUEUE_BYTES:
+            # The common case, a small answer on a free link, needs no task.
+            for message in itertools.islice(answer, 1):
+                self._comm.send(message)
+            following = next(answer, None)
+            if following is None:
+                return
+            answer = itertools.chain((following,), answer)
+        self._answers.append(answer)
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._send_answers())
+        if len(self._answers) > REQUESTS_PER_LINK and not self._paused:
+            self._paused = True
+            self._comm.pause_receiving()
+
+    def _on_put_data(self, op: PutData, frames: list[memoryview]) -> None:
+        items = list(payloads_untrusted(op.keys, op.headers, op.frame_counts, frames).items())
+        error = ""
+        try:
+            self._write(items)
+        except Exception as exc:
+            _log.exception("taking data from %s failed", self._comm.peer_address)
+            error = f"{type(exc).__name__}: {exc}"
+        self._comm.send([self._codec.encode(0, 0, (DataPut(op.request, error),))])
+
+    async def _send_answers(self) -> None:
+        """Sends the messages of all answers in turns, as fast as the peer takes them."""
+        try:
+            while self._answers:
+                await self._comm.drain()
+                answer = self._answers.popleft()
+                message = next(answer, None)
+                if message is not None:
+                    self._comm.send(message)
+                    self._answers.append(answer)
+                elif self._paused and len(self._answers) < REQUESTS_PER_LINK // 2:
+                    self._paused = False
+                    self._comm.resume_receiving()
+                await asyncio.sleep(0)  # drain returns at once on a fast link, and other links have their turn too
+        except CommError:
+            pass  # comm_ended comes, or has come
+        finally:
+            self._task = None
+
+    def _leave(self, reason: str) -> None:
+        try:
+            self._comm.send([self._codec.encode(0, 0, (Goodbye(reason[:1000]),))])
+        except CommError:
+            return
+        self._closing = asyncio.get_running_loop().create_task(self._comm.close())
+
+
+def _answer(codec: Codec, op: GetData, read: Read) -> Iterator[Frames]:
+    """The messages that answer one request; whatever `read` does, each key is answered for."""
+    unanswered = dict.fromkeys(op.keys)
+    missing: list[Key] = []
+    failed: dict[Key, str] = {}
+
+    def values() -> Iterator[tuple[Key, Payload]]:
+        try:
+            for key, value in read(list(unanswered)):
+                del unanswered[key]
+                if value is None:
+                    missing.append(key)
+                elif isinstance(value, str):
+                    failed[key] = value
+                elif len(value.frames) > CUT_FRAMES:
+                    failed[key] = f"it has {len(value.frames)} buffers, a message takes {CUT_FRAMES}"
+                else:
+                    yield key, value
+        except Exception as exc:
+            _log.exception("reading data for a peer failed")
+            failed.update(dict.fromkeys(unanswered, f"{type(exc).__name__}: {exc}"))
+            unanswered.clear()
+
+    for part in cut(values()):
+        sent = DataSent(op.request, part.keys, part.headers, part.frame_counts)
+        yield [codec.encode(0, 0, (sent,)), *part.frames]
+    missing.extend(unanswered)
+    if missing or failed:
+        rest = DataSent(op.request, [], [], [], missing, list(failed), list(failed.values()))
+        yield [codec.encode(0, 0, (rest,))]

@@ -155,7 +155,7 @@ def load_key(path: str | os.PathLike[str]) -> ClusterKey:
     """
     path = Path(path)
     try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe in its place would block
     except FileNotFoundError:
         raise SecurityError(
             f"no cluster key at {path}: a scheduler makes one when it starts; "
@@ -163,9 +163,11 @@ def load_key(path: str | os.PathLike[str]) -> ClusterKey:
         ) from None
     except OSError as exc:
         raise SecurityError(f"the cluster key {path} cannot be read: {exc.strerror or exc}") from exc
-    with open(descriptor, "rb") as file:
+    try:
         _check_protected(path, os.fstat(descriptor))
-        content = file.read(_FILE_LIMIT_BYTES)
+        content = os.read(descriptor, _FILE_LIMIT_BYTES)
+    finally:
+        os.close(descriptor)
     try:
         return ClusterKey.from_hex(content.decode("ascii"))
     except (SecurityError, UnicodeDecodeError):

@@ -1,0 +1,137 @@
+"""The cluster key: made once, loaded by its owner only, never shown."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from zmqtasks.errors import SecurityError
+from zmqtasks.security import ClusterKey, Security, create_key, default_key_path, load_key, wait_for_key
+
+
+def test_created_key_is_loaded_again_and_protected(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "cluster.key"
+    key = create_key(path)
+    assert create_key(path) == key == load_key(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert [entry.name for entry in path.parent.iterdir()] == ["cluster.key"]
+
+
+def test_many_creators_at_once_get_the_same_key(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    keys: list[ClusterKey] = []
+    barrier = threading.Barrier(16)
+
+    def create() -> None:
+        barrier.wait()
+        keys.append(create_key(path))
+
+    threads = [threading.Thread(target=create) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(keys) == 16
+    assert set(keys) == {load_key(path)}
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o644])
+def test_key_open_to_others_is_refused_with_the_command_that_helps(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "cluster.key"
+    create_key(path)
+    path.chmod(mode)
+    for attempt in (load_key, create_key):
+        with pytest.raises(SecurityError, match=f"mode 0{mode:o}.*chmod 600 '{path}'"):
+            attempt(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"00" * 32, b"zz" * 32, b"\xff" * 64, b"ab" * 33])
+def test_file_without_a_key_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "cluster.key"
+    path.write_bytes(content)
+    path.chmod(0o600)
+    for attempt in (load_key, create_key):
+        with pytest.raises(SecurityError, match="holds no cluster key"):
+            attempt(path)
+    assert path.read_bytes() == content
+
+
+def test_missing_key_and_folder_in_place_of_a_key(tmp_path: Path) -> None:
+    with pytest.raises(SecurityError, match=r"no cluster key at .*cluster\.key: a scheduler makes one"):
+        load_key(tmp_path / "cluster.key")
+    with pytest.raises(SecurityError, match="not a regular file"):
+        load_key(tmp_path)
+    with pytest.raises(SecurityError, match="cannot be written"):
+        create_key("/proc/nowhere/cluster.key")
+
+
+def test_waiting_for_a_key(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    with pytest.raises(SecurityError, match=r"appeared at .* within 0\.01 s"):
+        wait_for_key(path, 0.01)
+    made: list[ClusterKey] = []
+    maker = threading.Timer(0.05, lambda: made.append(create_key(path)))
+    maker.start()
+    key = wait_for_key(path, 10)
+    maker.join()
+    assert made == [key]
+
+
+def test_secret_does_not_leak(tmp_path: Path) -> None:
+    key = ClusterKey.generate()
+    security = Security(key)
+    for text in (repr(key), str(key), repr(security), repr(security.link_identity("tcp://x:1", True))):
+        assert key.hex() not in text
+        assert repr(key.link_key) not in text
+        assert key.cluster_id.hex() in text
+    with pytest.raises(TypeError, match="not pickled"):
+        pickle.dumps(key)
+    secret = "ab" * 31 + "xy"
+    with pytest.raises(SecurityError) as caught:
+        ClusterKey.from_hex(secret)
+    assert secret not in str(caught.value)
+
+
+def test_derived_values_differ_and_stay() -> None:
+    """The vector is of `openssl kdf ... HKDF`: nodes of different releases must derive the same."""
+    key = ClusterKey(bytes(range(32)))
+    assert key.cluster_id.hex() == "de32de62895b0f1fe7836ea0fb832934"
+    assert key.link_key[:16] != key.cluster_id
+    assert key != ClusterKey.generate()
+    assert ClusterKey.from_hex(key.hex()) == key
+
+
+def test_default_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("ZMQTASKS_KEY_FILE", str(tmp_path / "mine"))
+    assert default_key_path() == tmp_path / "mine"
+    with pytest.raises(SecurityError, match="no cluster key"):
+        Security.default()
+    made = Security.default(create=True)
+    assert Security.default() == made
+    monkeypatch.delenv("ZMQTASKS_KEY_FILE")
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert default_key_path() == tmp_path / "zmqtasks" / "cluster.key"
+    monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
+    assert default_key_path() == Path.home() / ".config" / "zmqtasks" / "cluster.key"
+
+
+def test_no_key_is_for_links_inside_one_process_only() -> None:
+    none = Security.none()
+    with pytest.raises(SecurityError, match=r"tcp://\S+ can be reached from other processes"):
+        none.link_identity("tcp://127.0.0.1:1", True)
+    inside = none.link_identity("inproc://a", False)
+    assert inside == Security(ClusterKey.generate()).link_identity("inproc://a", False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_key_of_another_user_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    create_key(path)
+    os.chown(path, 12345, 12345)
+    with pytest.raises(SecurityError, match="belongs to user 12345"):
+        load_key(path)

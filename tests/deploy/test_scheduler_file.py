@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from zmqtasks.errors import ConfigError, SecurityError
 from zmqtasks.scheduler_file import (
     SchedulerFile,
     read_scheduler_file,
@@ -16,7 +17,6 @@ from zmqtasks.scheduler_file import (
     wait_scheduler_file,
     write_scheduler_file,
 )
-from zmqtasks.errors import ConfigError, SecurityError
 
 CONTENT = SchedulerFile("tcp://127.0.0.1:8786", ["tcp://127.0.0.1:8786"], "ab" * 16, "cd" * 32, 7, 1234)
 

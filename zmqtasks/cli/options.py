@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import click
 
-from zmqtasks.scheduler_file import SchedulerFile, wait_scheduler_file
 from zmqtasks.deploy.serve import Node, run_loop, serve, stop_on_signals
 from zmqtasks.errors import ConfigError
 from zmqtasks.logs import LEVELS, configure_logging
+from zmqtasks.scheduler_file import SchedulerFile, wait_scheduler_file
 from zmqtasks.security import ClusterKey, Security, create_key, default_key_path, wait_for_key
 from zmqtasks.transports.address import format_host_port
 
@@ -24,8 +22,6 @@ DEFAULT_PORT = 8786
 """The port that users of dask know."""
 FILE_WAIT_S = 30.0
 """How long nodes wait for a scheduler, started at the same time, to write its file or the key."""
-
-F = TypeVar("F", bound=Callable[..., Any])
 
 key_file_option = click.option(
     "--key-file",
@@ -84,48 +80,14 @@ def run_node(name: str, log_level: str, make: Callable[[], Node], on_ready: Call
     configure_logging(name, log_level.upper())
     log = logging.getLogger(f"zmqtasks.cli.{name}")
 
-    async def main() -> bool:
+    async def main() -> Exception | None:
         stop = stop_on_signals(signal.SIGINT, signal.SIGTERM)
         node = make()
-        stopped = await serve(node, stop, lambda: on_ready(node))
-        log.info("stopped" if stopped else "ended")
-        return stopped
+        return await serve(node, stop, lambda: on_ready(node))
 
-    run_loop(main())
+    error = run_loop(main())
+    if error is not None:
+        log.error("%s", error)
+        return 1
+    log.info("stopped")
     return 0
-
-
-def run_question(question: Callable[[], Awaitable[Any]]) -> Any:
-    """Runs something short on a loop of its own."""
-
-    async def main() -> Any:
-        return await question()
-
-    return run_loop(main())
-
-
-def describe_process() -> str:
-    """What the first line of a log says about this process."""
-    return f"process {os.getpid()}, zmqtasks {_version()}"
-
-
-def _version() -> str:
-    from zmqtasks import __version__
-
-    return __version__
-
-
-__all__ = [
-    "DEFAULT_PORT",
-    "Target",
-    "asyncio",
-    "describe_process",
-    "find_scheduler",
-    "key_file_option",
-    "listen_address",
-    "log_level_option",
-    "run_node",
-    "run_question",
-    "scheduler_file_option",
-    "scheduler_security",
-]

@@ -47,9 +47,7 @@ def _show(info: dict[str, Any]) -> None:
     used = sum(worker["metrics"]["memory"] for worker in workers.values())
     limits = [worker["memory_limit"] for worker in workers.values()]
     memory = f"{_size(used)} of {_size(sum(limits))}" if all(limits) and limits else _size(used)
-    console.print(
-        f"{info['address']}  {_count(len(workers), 'worker')}, {_count(threads, 'thread')}, memory {memory}"
-    )
+    console.print(f"{info['address']}  {_count(len(workers), 'worker')}, {_count(threads, 'thread')}, memory {memory}")
     tasks = {state: count for state, count in info["tasks"].items() if count}
     console.print("tasks: " + (", ".join(f"{count:,} {state}" for state, count in tasks.items()) or "none"))
     if not workers:

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from zmqtasks.config import Config
-from zmqtasks.deploy.serve import Node, run_loop, serve, stop_on_signals
+from zmqtasks.deploy.serve import STOPPED, run_loop, serve, stop_on_signals, unless_stopped
 from zmqtasks.errors import ZmqTasksError
 from zmqtasks.logs import configure_logging
 
@@ -150,7 +150,7 @@ async def _scheduler(settings: Settings, parent: ParentPipe, readiness: Readines
         config=Config(**settings["config"]),
         scheduler_file=settings["scheduler_file"],
     )
-    await _serve(node, stop, lambda: readiness.report({"ready": {"addresses": node.addresses}}))
+    await serve(node, stop, lambda: readiness.report({"ready": {"addresses": node.addresses}}))
 
 
 async def _nanny(settings: Settings, parent: ParentPipe, readiness: ReadinessPipe) -> None:
@@ -158,8 +158,8 @@ async def _nanny(settings: Settings, parent: ParentPipe, readiness: ReadinessPip
 
     stop = stop_on_signals(signal.SIGTERM)
     parent.watch(stop.set, settings["parent_pid"])
-    address = await _unless(stop, parent.next_line())
-    if address is None:
+    address = await unless_stopped(parent.next_line(), stop)
+    if address is STOPPED:
         return
     node = NannyNode(
         address["scheduler_address"],
@@ -167,28 +167,13 @@ async def _nanny(settings: Settings, parent: ParentPipe, readiness: ReadinessPip
         config=Config(**settings["config"]),
         **settings["nanny"],
     )
-    await _serve(node, stop, lambda: readiness.report({"ready": {}}))
-
-
-async def _serve(node: Node, stop: asyncio.Event, on_ready: Callable[[], None]) -> None:
-    await serve(node, stop, on_ready)
+    await serve(node, stop, lambda: readiness.report({"ready": {}}))
 
 
 def _security(settings: Settings) -> Any:
     from zmqtasks.security import ClusterKey, Security
 
     return Security(ClusterKey(bytes.fromhex(settings["key"])))
-
-
-async def _unless(stop: asyncio.Event, line: Coroutine[Any, Any, Settings]) -> Settings | None:
-    """The line, or None when `stop` comes first."""
-    waiting, stopped = asyncio.ensure_future(line), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({waiting, stopped}, return_when=asyncio.FIRST_COMPLETED)
-    stopped.cancel()
-    if waiting.done():
-        return waiting.result()
-    waiting.cancel()
-    return None
 
 
 def _replace_descriptor(descriptor: int, path: str, flags: int) -> None:

@@ -8,9 +8,10 @@ import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Node", "run_loop", "serve"]
+__all__ = ["STOPPED", "Node", "run_loop", "serve", "stop_on_signals", "unless_stopped"]
 
 T = TypeVar("T")
+STOPPED = object()
 
 
 class Node(Protocol):
@@ -19,8 +20,8 @@ class Node(Protocol):
     async def start(self) -> None:
         """Up and reachable when it returns."""
 
-    async def finished(self) -> Any:
-        """Returns when the node has ended, for whatever reason."""
+    async def finished(self) -> Exception | None:
+        """Returns when the node has ended: the error that ended it, None for an end in good order."""
 
     async def close(self, reason: str = "") -> None:
         """Ends the node in good order; idempotent."""
@@ -45,31 +46,28 @@ def stop_on_signals(*signals: signal.Signals) -> asyncio.Event:
     return stop
 
 
-async def serve(node: Node, stop: asyncio.Event, on_ready: Callable[[], None]) -> bool:
+async def serve(node: Node, stop: asyncio.Event, on_ready: Callable[[], None]) -> Exception | None:
     """Starts `node`, calls `on_ready`, and closes the node when `stop` is set or it has ended by itself.
 
-    Returns True when it was stopped, False when it ended by itself. Errors of the start are raised, after the node was
-    closed.
+    Returns the error that ended the node, if one did. Errors of the start are raised, after the node was closed.
     """
     try:
-        if not await _either(node.start(), stop):
-            return True
+        if await unless_stopped(node.start(), stop) is STOPPED:
+            return None
         on_ready()
-        return not await _either(node.finished(), stop)
+        ended = await unless_stopped(node.finished(), stop)
+        return ended if isinstance(ended, Exception) else None
     finally:
         await node.close("stopped")
 
 
-async def _either(work: Awaitable[Any], stop: asyncio.Event) -> bool:
-    """Whether `work` was done before `stop` was set; unfinished work is cancelled."""
+async def unless_stopped(work: Awaitable[Any], stop: asyncio.Event) -> Any:
+    """The result of `work`; `STOPPED` when `stop` was set first, with `work` cancelled."""
     task = asyncio.ensure_future(work)
     stopped = asyncio.ensure_future(stop.wait())
     try:
         await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            task.result()
-            return True
-        return False
+        return task.result() if task.done() else STOPPED
     finally:
         for pending in (task, stopped):
             pending.cancel()

@@ -13,7 +13,7 @@ from importlib import import_module
 PROCESS_ENTRIES = {
     "scheduler-process": "zmqtasks.deploy.child:run_scheduler",
     "nanny-process": "zmqtasks.deploy.child:run_nanny",
-    "worker-process": "zmqtasks.deploy.child:run_worker",
+    "worker-process": "zmqtasks.nodes.worker.process:main",
 }
 
 

@@ -26,10 +26,11 @@ STDERR_LEVEL = 1
 
 class _Local(threading.local):
     thread: TaskThread | None = None
+    worker: WorkerNode | None = None
 
 
 local = _Local()
-"""`local.thread` is the task thread that runs this code; None elsewhere."""
+"""`local.thread` is the task thread that runs this code, `local.worker` the worker that calls a function outside of tasks."""
 
 async_thread: ContextVar[TaskThread | None] = ContextVar("zmqtasks_task", default=None)
 """The task thread that waits for this coroutine."""
@@ -60,6 +61,8 @@ def get_worker() -> WorkerNode:
         worker: WorkerNode | None = thread.executor.worker
         if worker is not None:
             return worker
+    elif local.worker is not None:
+        return local.worker
     elif len(workers) == 1:
         return next(iter(workers))
     raise ValueError("no worker runs this code: get_worker() works inside of tasks only")

@@ -1,7 +1,8 @@
 """What tasks print, warn and log: written where it always went, and forwarded to the clients.
 
-`install` is for worker processes: it replaces `sys.stdout` and `sys.stderr` by streams that know which thread writes, and adds a
-logging handler and a hook for warnings. Only what task threads write is forwarded. `LineBudget` bounds how much.
+`install` is for worker processes: it replaces `sys.stdout` and `sys.stderr` by streams that know which thread writes,
+and adds a logging handler and a hook for warnings. Only what task threads write is forwarded. `LineBudget` bounds how
+much.
 """
 
 from __future__ import annotations
@@ -87,8 +88,8 @@ class ForwardingHandler(logging.Handler):
 def install() -> None:
     """Forwards the output of this process's tasks from now on."""
     stdout, stderr = sys.stdout, sys.stderr
-    sys.stdout = ForwardingStream(stdout, context.STDOUT_LEVEL)  # type: ignore[assignment]
-    sys.stderr = ForwardingStream(stderr, context.STDERR_LEVEL)  # type: ignore[assignment]
+    sys.stdout = ForwardingStream(stdout, context.STDOUT_LEVEL)
+    sys.stderr = ForwardingStream(stderr, context.STDERR_LEVEL)
     logging.getLogger().addHandler(ForwardingHandler())
     show = warnings.showwarning
 

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from zmqtasks.nodes.worker.executor import Executor
 
 _NONE = serialize_inline(None)
-_FIXED = frozenset((bool, float, complex))
-_LEAVES = frozenset((int, str, bytes, *_FIXED))
+_NUMBERS = frozenset((int, bool, float, complex))
+_LEAVES = frozenset((str, bytes))
 _OWN_FRAMES = 2
 """Frames of this file between the task's own and the handler of its exception."""
 
@@ -102,8 +102,10 @@ class TaskThread(threading.Thread):
         if function is None:
             function = self.executor.load_function(digest, run.group.name)
         if run.args:
-            values = [entry.get() for entry in run.inputs]
-            with resolve_scope(values):
+            if run.inputs:
+                with resolve_scope([entry.get() for entry in run.inputs]):
+                    args, kwargs = deserialize_inline(run.args)
+            else:
                 args, kwargs = deserialize_inline(run.args)
             return function(*args, **kwargs)
         if run.inputs:
@@ -115,11 +117,11 @@ class TaskThread(threading.Thread):
         if value is None:
             return _NONE, len(_NONE), None
         kind = type(value)
-        if kind in _FIXED:
-            data = serialize_inline(value)
-            return data, len(data), None
-        size = sizeof(value)
         limit = self.executor.inline_bytes
+        if kind in _NUMBERS:
+            data = serialize_inline(value)
+            return (data if len(data) <= limit else None), len(data), None
+        size = sizeof(value)
         if size > 2 * limit:
             return None, size, None
         try:

@@ -1,0 +1,327 @@
+"""A nanny: starts worker processes on its host, says why they ended, starts them again, and answers when they can't.
+
+One nanny process has n workers and a control link of its own, so that the scheduler hears of a worker whose loop is
+held up by a task, or frozen, or dead. Workers are started at once, while the scheduler may still be starting; they
+are told its address when the nanny itself is connected.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+import os
+import socket
+from collections.abc import Awaitable
+from typing import Any
+
+from zmqtasks import errors
+from zmqtasks.config import Config
+from zmqtasks.errors import CommError, NodeStartError, SchedulerLostError, ZmqTasksError
+from zmqtasks.ids import InstanceId, new_instance_id
+from zmqtasks.nodes.channel import Channel, open_channel
+from zmqtasks.nodes.nanny.memory import KILL_SHARE, is_stopped, next_look_s, private_bytes
+from zmqtasks.nodes.nanny.process import WorkerProcess, over_limit
+from zmqtasks.nodes.nanny.restarts import RestartPolicy
+from zmqtasks.nodes.worker.calls import call_in_thread
+from zmqtasks.protocol.ops import (
+    CallFinished,
+    CallFunction,
+    CheckWorker,
+    Goodbye,
+    NannyIntroduction,
+    NannyToScheduler,
+    Op,
+    RestartWorkers,
+    SchedulerToNanny,
+    StopNanny,
+    WorkerChecked,
+    WorkerExited,
+    WorkerStarted,
+)
+from zmqtasks.security import Security
+
+logger = logging.getLogger(__name__)
+
+_REMEMBERED_EXITS = 256
+
+
+class NannyNode:
+    """Keeps `n_workers` worker processes running for a scheduler; use `start`, `finished`, `close`.
+
+    `scheduler_address` may be an awaitable: workers are started before it is known. Limit, threads and resources are
+    those of each worker. `protocol` is the transport for data between workers (default: the scheduler's).
+    """
+
+    def __init__(
+        self,
+        scheduler_address: str | Awaitable[str],
+        *,
+        security: Security,
+        config: Config,
+        n_workers: int = 1,
+        nthreads: int = 1,
+        memory_limit_bytes: int = 0,
+        resources: dict[str, float] | None = None,
+        name: str = "",
+        local_directory: str | None = None,
+        protocol: str | None = None,
+        log_level: str | int | None = None,
+        instance_id: InstanceId | None = None,
+    ) -> None:
+        self.config = config
+        self.security = security
+        self.name = name
+        self.n_workers = n_workers
+        self.memory_limit_bytes = memory_limit_bytes
+        self.instance_id = instance_id or new_instance_id()
+        self.workers: dict[bytes, WorkerProcess] = {}
+        """Processes that have not ended, by instance id."""
+        self._target = scheduler_address
+        self._address = ""
+        self._settings: dict[str, Any] = {
+            "key": security.key.hex() if security.key is not None else None,
+            "config": dataclasses.asdict(config),
+            "nthreads": nthreads,
+            "memory_limit_bytes": memory_limit_bytes,
+            "resources": dict(resources or {}),
+            "local_directory": local_directory,
+            "listen_address": f"{protocol}://:0" if protocol else None,
+            "nanny_id": self.instance_id.hex(),
+            "log_level": log_level if log_level is not None else logging.getLogger("zmqtasks").getEffectiveLevel(),
+        }
+        self._places: dict[bytes, int] = {}
+        self._policies = [RestartPolicy() for _ in range(n_workers)]
+        self._exits: dict[bytes, WorkerExited] = {}
+        self._unready = n_workers
+        self._channel: Channel | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._starting: asyncio.Task[None] | None = None
+        self._error: Exception | None = None
+        self._timers: set[asyncio.TimerHandle] = set()
+        self._look: asyncio.TimerHandle | None = None
+
+    # --- life -------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Returns when the nanny is connected and each of its workers has been ready once.
+
+        Raises what `open_channel` raises, and NodeStartError, with what the process printed, when a worker cannot
+        start.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._finished = asyncio.Event()
+        self._all_ready: asyncio.Future[None] = self._loop.create_future()
+        for place in range(self.n_workers):
+            self._start_worker(place)
+        self._address = self._target if isinstance(self._target, str) else await self._target
+        self._channel = await open_channel(
+            self._address,
+            NannyIntroduction(self.name or f"nanny-{os.getpid()}", os.getpid(), socket.gethostname()),
+            self,
+            incoming=SchedulerToNanny,
+            security=self.security,
+            config=self.config,
+            instance_id=self.instance_id,
+        )
+        self._send(*(WorkerStarted(worker.instance_id, worker.pid) for worker in self.workers.values()))
+        for worker in self.workers.values():
+            worker.connect(self._address)
+        if self.memory_limit_bytes:
+            self._watch_memory()
+        await self._all_ready
+
+    async def finished(self) -> Exception | None:
+        """Waits until the nanny has been told to end, or nothing is left for it to do; gives the error of the latter."""
+        await self._finished.wait()
+        return self._error
+
+    async def close(self, reason: str = "") -> None:
+        """Ends the workers, then the link; idempotent. No process is left when it returns."""
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().create_task(self._close(reason))
+        await asyncio.shield(self._closing)
+
+    async def _close(self, reason: str) -> None:
+        if not hasattr(self, "_finished"):
+            return
+        for timer in (*self._timers, *((self._look,) if self._look is not None else ())):
+            timer.cancel()
+        workers = list(self.workers.values())
+        for worker in workers:
+            worker.restarting = False
+            worker.terminate(self.config.termination_s)
+        for worker in workers:
+            await worker.wait_gone()
+        if self._channel is not None:
+            await self._channel.close(reason)
+        if not self._all_ready.done():
+            self._all_ready.cancel()
+        elif not self._all_ready.cancelled():
+            self._all_ready.exception()  # has been raised by `start`, or nobody waits
+        self._end(None)
+
+    def _end(self, error: Exception | None) -> None:
+        if not self._finished.is_set():
+            self._error = error
+            self._finished.set()
+
+    # --- workers ----------------------------------------------------------------------------------------------------
+
+    def _start_worker(self, place: int) -> None:
+        name = self.name if self.n_workers == 1 or not self.name else f"{self.name}-{place}"
+        worker = WorkerProcess({**self._settings, "name": name}, self._worker_ready, self._worker_exited)
+        self.workers[worker.instance_id] = worker
+        self._places[worker.instance_id] = place
+        if self._channel is not None:
+            self._send(WorkerStarted(worker.instance_id, worker.pid))
+            worker.connect(self._address)
+
+    def _worker_ready(self, worker: WorkerProcess) -> None:
+        self._policies[self._places[worker.instance_id]].became_ready()
+        logger.debug("worker process %d is ready at %s", worker.pid, worker.address)
+        if not self._all_ready.done():
+            self._unready -= 1
+            if self._unready == 0:
+                self._all_ready.set_result(None)
+
+    def _worker_exited(self, worker: WorkerProcess) -> None:
+        del self.workers[worker.instance_id]
+        place = self._places.pop(worker.instance_id)
+        wanted = self._closing is None and not self._finished.is_set() and (worker.restarting or not worker.expected)
+        if not self._all_ready.done() and not worker.ready and not worker.expected:
+            self._all_ready.set_exception(self._start_error(worker))
+            wanted = False
+        delay_s: float | None = None
+        if wanted:
+            lived_s = self._loop.time() - worker.started_at
+            delay_s = 0.0 if worker.restarting else self._policies[place].died(worker.ready, lived_s)
+        report = WorkerExited(
+            worker.instance_id,
+            worker.exit_code,
+            worker.cause,
+            worker.executing,
+            expected=worker.expected,
+            restarting=delay_s is not None,
+        )
+        self._exits[worker.instance_id] = report
+        if len(self._exits) > _REMEMBERED_EXITS:
+            del self._exits[next(iter(self._exits))]
+        self._send(report)
+        if not worker.expected:
+            doing = f" while it executed {len(worker.executing)} tasks" if worker.executing else ""
+            logger.warning("worker process %d ended%s: %s", worker.pid, doing, worker.cause)
+        if wanted:
+            self._start_again(worker, place, delay_s)
+
+    def _start_again(self, worker: WorkerProcess, place: int, delay_s: float | None) -> None:
+        if delay_s is None:
+            logger.error(
+                "worker process %d is not started again after %d failed starts: %s",
+                worker.pid,
+                self._policies[place].failures,
+                self._start_error(worker),
+            )
+            if not self.workers and not self._timers:
+                self._end(self._start_error(worker))
+            return
+        if delay_s == 0:
+            self._start_worker_or_end(place)
+            return
+
+        def start() -> None:
+            self._timers.discard(timer)
+            self._start_worker_or_end(place)
+
+        timer = self._loop.call_later(delay_s, start)
+        self._timers.add(timer)
+
+    def _start_worker_or_end(self, place: int) -> None:
+        if self._closing is not None:
+            return
+        try:
+            self._start_worker(place)
+        except NodeStartError as exc:
+            logger.error("%s", exc)
+            if not self.workers and not self._timers:
+                self._end(exc)
+
+    def _start_error(self, worker: WorkerProcess) -> ZmqTasksError:
+        if worker.error is not None:
+            kind, text = worker.error
+            error = NodeStartError(f"a worker process could not start: {text}")
+            cause = getattr(errors, kind, None)
+            if isinstance(cause, type) and issubclass(cause, ZmqTasksError):
+                error.__cause__ = cause(text)
+            return error
+        printed = worker.printed()
+        shown = "; it printed:\n" + "\n".join(f"  {line}" for line in printed.splitlines()) if printed else ""
+        return NodeStartError(f"a worker process {worker.cause} during its start{shown or '; it printed nothing'}")
+
+    def _watch_memory(self) -> None:
+        """Kills workers over their limit; looks again when one may be at the earliest."""
+        delays = [1.0]
+        for worker in list(self.workers.values()):
+            used = private_bytes(worker.pid)
+            if used > KILL_SHARE * self.memory_limit_bytes:
+                worker.kill(over_limit(used, self.memory_limit_bytes))
+            delays.append(next_look_s(used, self.memory_limit_bytes))
+        self._look = self._loop.call_later(min(delays), self._watch_memory)
+
+    # --- control link -----------------------------------------------------------------------------------------------
+
+    def ops_received(self, channel: Channel, ops: list[Op]) -> None:
+        """Does what the scheduler asks."""
+        for op in ops:
+            match op:
+                case CheckWorker(instance):
+                    self._check(instance)
+                case RestartWorkers(instances):
+                    self._restart(instances or list(self.workers))
+                case StopNanny(reason):
+                    logger.info("the nanny was told to end%s", f": {reason}" if reason else "")
+                    self._end(None)
+                case CallFunction():
+                    call_in_thread(op, self, "dask_nanny", self._call_finished)
+                case Goodbye():
+                    pass
+                case _:
+                    logger.error("the scheduler sent a %s to a nanny", type(op).__name__)
+
+    def link_lost(self, channel: Channel, error: Exception) -> None:
+        """Workers go on."""
+
+    def link_resumed(self, channel: Channel) -> None:
+        """Nothing was lost."""
+
+    def channel_ended(self, channel: Channel, error: Exception | None) -> None:
+        """Without a scheduler there is nothing left to do."""
+        if self._closing is None and not self._finished.is_set():
+            if error is not None:
+                logger.error("the nanny ends: %s", error)
+            self._end(error)
+
+    def _check(self, instance: bytes) -> None:
+        worker = self.workers.get(instance)
+        if worker is not None:
+            self._send(WorkerChecked(instance, is_stopped(worker.pid)))
+        else:
+            unknown = WorkerExited(instance, 0, "not a worker of this nanny", [])
+            self._send(self._exits.get(instance, unknown))
+
+    def _restart(self, instances: list[bytes]) -> None:
+        for instance in instances:
+            if (worker := self.workers.get(instance)) is not None:
+                worker.restarting = True
+                worker.terminate(self.config.termination_s)
+
+    def _send(self, *ops: NannyToScheduler) -> None:
+        if self._channel is None or not ops:
+            return
+        with contextlib.suppress(CommError, SchedulerLostError):  # it has ended; channel_ended says the rest
+            self._channel.send(ops)
+
+    def _call_finished(self, answer: CallFinished) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(lambda: self._send(answer))

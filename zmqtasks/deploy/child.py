@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from zmqtasks.config import Config
-from zmqtasks.deploy.serve import STOPPED, run_loop, serve, stop_on_signals, unless_stopped
+from zmqtasks.deploy.serve import run_loop, serve, stop_on_signals
 from zmqtasks.errors import ZmqTasksError
 from zmqtasks.logs import configure_logging
 
@@ -158,16 +158,19 @@ async def _nanny(settings: Settings, parent: ParentPipe, readiness: ReadinessPip
 
     stop = stop_on_signals(signal.SIGTERM)
     parent.watch(stop.set, settings["parent_pid"])
-    address = await unless_stopped(parent.next_line(), stop)
-    if address is STOPPED:
-        return
     node = NannyNode(
-        address["scheduler_address"],
+        _scheduler_address(parent),
         security=_security(settings),
         config=Config(**settings["config"]),
         **settings["nanny"],
     )
     await serve(node, stop, lambda: readiness.report({"ready": {}}))
+
+
+async def _scheduler_address(parent: ParentPipe) -> str:
+    """The second line for a nanny, which has started its workers by then."""
+    address: str = (await parent.next_line())["scheduler_address"]
+    return address
 
 
 def _security(settings: Settings) -> Any:

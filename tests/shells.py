@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
@@ -14,12 +15,19 @@ TIMEOUT_S = 30.0
 
 
 class Shell:
-    """`python -m zmqtasks ...` (or any Python program) in the background; ends with the `with` block."""
+    """`python -m zmqtasks ...` in the background; ends with the `with` block."""
 
-    def __init__(self, *arguments: str, module: str | None = "zmqtasks") -> None:
-        self.command = [sys.executable, *(["-m", module] if module else []), *arguments]
+    def __init__(self, *arguments: str, group: bool = False) -> None:
+        """`group`: in a process group of its own, which signals go to, as those of a terminal do."""
+        self.command = [sys.executable, "-m", "zmqtasks", *arguments]
+        self._group = group
         self.process = subprocess.Popen(
-            self.command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            self.command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=group,
         )
         self._lines: list[str] = []
         self._changed = threading.Condition()
@@ -44,7 +52,10 @@ class Shell:
             return found
 
     def send(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+        if self._group:
+            os.killpg(self.process.pid, number)
+        else:
+            self.process.send_signal(number)
 
     def wait_exit(self, timeout_s: float = TIMEOUT_S) -> int:
         """The exit code; all output is there when this returns."""

@@ -74,7 +74,6 @@ class SchedulerMachine:
             ops.RunFunction: errands.run_function,
             ops.Restart: errands.restart,
             ops.Shutdown: self._on_shutdown,
-            ops.Goodbye: lambda client, op: self.membership.remove_client(client),
         }
         self._worker_handlers: dict[type, Callable[[WorkerState, Any], None]] = {
             ops.TasksFinished: lifecycle.finished,
@@ -89,7 +88,6 @@ class SchedulerMachine:
             ops.WorkerMetrics: self._on_worker_metrics,
             ops.CallFinished: lambda worker, op: errands.call_finished(worker.address, op),
             ops.LogMessages: lambda worker, op: self._on_log_messages(op),
-            ops.Goodbye: self._on_worker_goodbye,
         }
         self._nanny_handlers: dict[type, Callable[[NannyState, Any], None]] = {
             ops.WorkerStarted: lambda nanny, op: None,
@@ -97,7 +95,6 @@ class SchedulerMachine:
             ops.WorkerChecked: lambda nanny, op: None,
             ops.CallFinished: lambda nanny, op: errands.call_finished(nanny.name, op),
             ops.LogMessages: lambda nanny, op: self._on_log_messages(op),
-            ops.Goodbye: lambda nanny, op: self.membership.remove_nanny(nanny),
         }
 
     # --- input ------------------------------------------------------------------------------------------------------
@@ -151,10 +148,10 @@ class SchedulerMachine:
         self.state.now = now
         self.membership.link_resumed(session)
 
-    def session_ended(self, session: bytes, cause: str, now: float) -> None:
-        """A peer has left, or its session can't be resumed."""
+    def session_ended(self, session: bytes, error: str | None, now: float) -> None:
+        """A peer has left in good order (None), or its session can't be resumed."""
         self.state.now = now
-        self.membership.session_ended(session, cause)
+        self.membership.session_ended(session, error)
 
     def listener_refused(self, session: bytes, now: float) -> None:
         """The address of a worker whose link is lost refuses connections."""
@@ -281,9 +278,6 @@ class SchedulerMachine:
         for client in self.state.clients.values():
             if not client.congested:
                 client.outbox.add(op)
-
-    def _on_worker_goodbye(self, worker: WorkerState, op: ops.Goodbye) -> None:
-        self.membership.remove_worker(worker, op.reason or "it left", executing=(), dead=False)
 
     def _on_worker_exited(self, nanny: NannyState, op: ops.WorkerExited) -> None:
         self.membership.worker_exited(op)

@@ -220,11 +220,11 @@ class Membership:
         if isinstance(member, WorkerState):
             self.placement.add_worker(member)
 
-    def session_ended(self, session: bytes, cause: str) -> None:
-        """A peer said goodbye, or its session can't be resumed."""
+    def session_ended(self, session: bytes, error: str | None) -> None:
+        """A peer said goodbye (None), or its session can't be resumed; neither says that its tasks are to blame."""
         member = self._member(session)
         if isinstance(member, WorkerState):
-            self.remove_worker(member, cause, executing=None, dead=not member.leaving)
+            self.remove_worker(member, error or "it left", executing=(), dead=error is not None and not member.leaving)
         elif isinstance(member, ClientState):
             self.remove_client(member)
         elif member is not None:

@@ -220,7 +220,7 @@ class SchedulerNode:
         """A session is over."""
         if self._channels.pop(member.session, None) is None:
             return
-        self.machine.session_ended(member.session, "it left" if error is None else str(error), self._loop.time())
+        self.machine.session_ended(member.session, None if error is None else str(error), self._loop.time())
         self._schedule_flush()
 
     def _run(self, step: Callable[[bytes, float], None], session: bytes) -> None:

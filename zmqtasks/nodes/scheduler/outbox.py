@@ -7,7 +7,7 @@ task.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from zmqtasks.ids import Key
 from zmqtasks.protocol.ops import (
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from zmqtasks.nodes.scheduler.state import FunctionRecord, TaskSpec, TaskState, WorkerState
 
 
+_NOTHING: list[Any] = []
+"""Stands for lists of an outbox at rest; nothing is ever added to it."""
+
+
 class Outbox:
     """What is common to both: it enters itself in the list of those with something to send."""
 
@@ -38,6 +42,11 @@ class Outbox:
         """There is something to send; called when `marked` is not set."""
         self.marked = True
         self._dirty.append(self)
+        self._open()
+
+    def _open(self) -> None:
+        """Makes the lists that `take` gives away. An outbox at rest owns none: small objects made at a peak and kept afterwards
+        would hold whole arenas of the allocator (`bench.tasks zero`, memory after rounds)."""
 
     def take(self) -> list[Op]:
         """All that was added since the last call."""
@@ -51,8 +60,15 @@ class ClientOutbox(Outbox):
 
     def __init__(self, session: bytes, dirty: list[Outbox]) -> None:
         super().__init__(session, dirty)
-        self._ops: list[Op] = []
-        self._keys: list[Key] = []
+        self._ops: list[Op] = _NOTHING
+        self._keys: list[Key] = _NOTHING
+
+    def _open(self) -> None:
+        self._ops = []
+        self._open_results()
+
+    def _open_results(self) -> None:
+        self._keys = []
         self._sizes: list[int] = []
         self._lengths: list[int] = []
         self._values: list[bytes] = []
@@ -79,13 +95,14 @@ class ClientOutbox(Outbox):
     def _seal(self) -> None:
         if self._keys:
             self._ops.append(KeysInMemory(self._keys, self._sizes, self._lengths, b"".join(self._values)))
-            self._keys, self._sizes, self._lengths, self._values = [], [], [], []
+            self._open_results()
 
     def take(self) -> list[Op]:
         """All that was added since the last call."""
-        self.marked = False
         self._seal()
-        ops, self._ops = self._ops, []
+        ops, self._ops = self._ops, _NOTHING
+        self._keys = self._sizes = self._lengths = self._values = _NOTHING
+        self.marked = False
         return ops
 
 
@@ -109,10 +126,12 @@ class WorkerOutbox(Outbox):
 
     def __init__(self, session: bytes, dirty: list[Outbox]) -> None:
         super().__init__(session, dirty)
-        self.free: list[Key] = []
-        self._ops: list[Op] = []
         self._functions: list[FunctionRecord] = []
         self._peers: list[WorkerState] = []
+
+    def _open(self) -> None:
+        self.free: list[Key] = []
+        self._ops: list[Op] = []
         self._inputs: dict[Key, TaskState] = {}
         self._compute: dict[TaskSpec, _ComputeColumns] = {}
 
@@ -130,14 +149,20 @@ class WorkerOutbox(Outbox):
 
     def add_function(self, function: FunctionRecord) -> None:
         """The worker does not know this function yet."""
+        if not self.marked:
+            self.mark()
         self._functions.append(function)
 
     def add_peer(self, worker: WorkerState) -> None:
         """The worker does not know the address of this peer yet."""
+        if not self.marked:
+            self.mark()
         self._peers.append(worker)
 
     def add_input(self, ts: TaskState) -> None:
         """An input of tasks that are sent with this flush, which the worker does not hold."""
+        if not self.marked:
+            self.mark()
         self._inputs[ts.key] = ts
 
     def add_task(self, ts: TaskState, spec: TaskSpec) -> None:
@@ -160,14 +185,10 @@ class WorkerOutbox(Outbox):
 
     def take(self) -> list[Op]:
         """All that was added since the last call."""
-        self.marked = False
         ops: list[Op] = []
         if self.free:
             ops.append(FreeKeys(self.free))
-            self.free = []
-        if self._ops:
-            ops += self._ops
-            self._ops = []
+        ops += self._ops
         if self._functions:
             ops.append(PutFunctions([f.digest for f in self._functions], [f.code for f in self._functions]))
             self._functions = []
@@ -176,10 +197,9 @@ class WorkerOutbox(Outbox):
             self._peers = []
         if self._inputs:
             ops.append(_inputs_op(list(self._inputs.values())))
-            self._inputs = {}
-        if self._compute:
-            ops += [_compute_op(spec, columns) for spec, columns in self._compute.items()]
-            self._compute = {}
+        ops += [_compute_op(spec, columns) for spec, columns in self._compute.items()]
+        del self.free, self._ops, self._inputs, self._compute
+        self.marked = False
         return ops
 
 

@@ -34,6 +34,10 @@ RETRACT_AFTER_S = 0.005
 """How long workers may be idle beside busy ones before work is taken back: shorter than a long task, longer than a round trip."""
 RETRACT_PER_WORKER_S = 5e-6
 """A look for work to take back costs about this per worker; with many workers it is taken less often."""
+QUANTUM_S = 2.5e-3
+QUANTUM_PER_WORKER_S = 5e-6
+"""Short tasks go out in lots of at least this much estimated work, longer lots with more workers: a message costs the scheduler as
+much as some tasks do, and spread one by one over 2,000 workers, tasks cost three times as much (`bench.tasks zero`)."""
 HOLDERS_COMPARED = 16
 """Of the workers that hold inputs, so many with the most bytes are compared by their load."""
 
@@ -164,16 +168,25 @@ class Placement:
 
     def _dispatch_central(self) -> None:
         queue = self.queue
+        lot = self._lot()
         for worker in list(self.idle):  # first of all, no thread stays idle
-            self._feed(worker, worker.nthreads - len(worker.processing) + len(worker.parked))
+            self._feed(worker, max(lot, worker.nthreads - len(worker.processing) + len(worker.parked)))
             if not len(queue):
                 return
         if self.roomy:
-            share = -(-len(queue) // len(self.roomy))
+            share = max(lot, -(-len(queue) // len(self.roomy)))
             for worker in list(self.roomy):
                 self._feed(worker, share)
                 if not len(queue):
                     return
+
+    def _lot(self) -> int:
+        """How many tasks like the next one are worth a message."""
+        head = self.queue.peek()
+        if head is None or head.spec is None or head.spec.function.duration_s < 0:
+            return 1
+        estimate = max(MIN_ESTIMATE_S, head.spec.function.duration_s)
+        return int(min(QUANTUM_S, QUANTUM_PER_WORKER_S * len(self.state.workers)) / estimate) or 1
 
     def _feed(self, worker: WorkerState, limit: int) -> None:
         """At most `limit` tasks of the central queue, as room allows."""

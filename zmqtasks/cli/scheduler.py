@@ -17,6 +17,7 @@ from zmqtasks.cli.options import (
     scheduler_security,
 )
 from zmqtasks.config import load_config
+from zmqtasks.deploy.serve import calm_collector
 
 if TYPE_CHECKING:
     from zmqtasks.nodes.scheduler.node import SchedulerNode
@@ -59,6 +60,7 @@ def scheduler(
         )
 
     def ready(node: SchedulerNode) -> None:
+        calm_collector()
         for address in node.addresses:
             log.info("listens at %s; start workers with: zmqtasks worker %s", address, address)
         if host in ("127.0.0.1", "localhost", "::1"):

@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeAlias
 
 from zmqtasks.config import Config
-from zmqtasks.deploy.serve import run_loop, serve, stop_on_signals
+from zmqtasks.deploy.serve import calm_collector, run_loop, serve, stop_on_signals
 from zmqtasks.errors import ZmqTasksError
 from zmqtasks.logs import configure_logging
 
@@ -150,6 +150,7 @@ async def _scheduler(settings: Settings, parent: ParentPipe, readiness: Readines
         config=Config(**settings["config"]),
         scheduler_file=settings["scheduler_file"],
     )
+    calm_collector()
     await serve(node, stop, lambda: readiness.report({"ready": {"addresses": node.addresses}}))
 
 

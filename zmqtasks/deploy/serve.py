@@ -4,14 +4,17 @@ share."""
 from __future__ import annotations
 
 import asyncio
+import gc
 import signal
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["STOPPED", "Node", "run_loop", "serve", "stop_on_signals", "unless_stopped"]
+__all__ = ["STOPPED", "Node", "calm_collector", "run_loop", "serve", "stop_on_signals", "unless_stopped"]
 
 T = TypeVar("T")
 STOPPED = object()
+COLLECTOR_THRESHOLD = 50_000
+"""New containers before a look at the youngest ones; a task brings a few."""
 
 
 class Node(Protocol):
@@ -35,6 +38,17 @@ def run_loop(main: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(main)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         return runner.run(main)
+
+
+def calm_collector() -> None:
+    """Sets the garbage collector for a scheduler: what was imported is left alone, the rest is looked at rarely.
+
+    The scheduler's records have no cycles, and walking a million of them for nothing costs 14 to 37 % of its time
+    (measured in dask.distributed, issue 4987).
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(COLLECTOR_THRESHOLD, 50, 1_000)
 
 
 def stop_on_signals(*signals: signal.Signals) -> asyncio.Event:

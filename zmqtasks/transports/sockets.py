@@ -28,7 +28,7 @@ async def connect_socket(where: HostPort, timeout_s: float) -> socket.socket:
     gets its share of `timeout_s`; the caller bounds the whole.
     """
     loop = asyncio.get_running_loop()
-    targets = await _resolve(where)
+    targets = await resolve(where)
     failure: OSError = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
     for index, (family, target) in enumerate(targets):
         sock = socket.socket(family, socket.SOCK_STREAM)
@@ -51,7 +51,7 @@ async def connect_socket(where: HostPort, timeout_s: float) -> socket.socket:
 
 async def listening_socket(where: HostPort) -> socket.socket:
     """A socket that listens at `where`; raises `ConnectError` when the address is taken, or not of this host."""
-    family, target = (await _resolve(where))[0]
+    family, target = (await resolve(where))[0]
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
@@ -86,8 +86,11 @@ def connectable_host(bound_host: str, family: int) -> str:
     return "::1" if family == socket.AF_INET6 else LOOPBACK
 
 
-async def _resolve(where: HostPort) -> list[_AddrInfo]:
-    """The addresses of a host, IPv4 first when it is this one: `localhost` is bound and tried at 127.0.0.1."""
+async def resolve(where: HostPort) -> list[_AddrInfo]:
+    """Family and socket address for each address of a host.
+
+    IPv4 comes first when it is this one: `localhost` is bound and tried at 127.0.0.1.
+    """
     try:
         found = socket.getaddrinfo(where.host, where.port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except socket.gaierror:

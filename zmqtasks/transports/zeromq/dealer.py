@@ -1,0 +1,141 @@
+"""The connecting end: one DEALER socket with a monitor per comm."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+
+import zmq
+
+from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, RemoteProtocolError
+from zmqtasks.transports.address import HostPort, format_host_port
+from zmqtasks.transports.base import LinkSettings
+from zmqtasks.transports.zeromq.comm import ZmqComm, full_window
+from zmqtasks.transports.zeromq.control import SESSION_BYTES, VERSION, Accept, Hello, Refuse, encode_control
+from zmqtasks.transports.zeromq.sockets import LINGER_MS, MonitoredSocket, borrowed_socket, receive_control
+
+_MESSAGES_PER_TURN = 64
+
+_EVENTS = (
+    zmq.EVENT_CONNECTED
+    | zmq.EVENT_CLOSED
+    | zmq.EVENT_DISCONNECTED
+    | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+    | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+    | zmq.EVENT_HANDSHAKE_FAILED_AUTH
+)
+
+
+class NotConnectedError(Exception):
+    """The connection was not made; the kernel knows why, but ZeroMQ does not say."""
+
+
+class DealerComm(ZmqComm):
+    """A comm that was asked for by this side; `wait_accepted` tells whether it came about."""
+
+    def __init__(self, where: HostPort, numeric_host: str, settings: LinkSettings) -> None:
+        loop = asyncio.get_running_loop()
+        super().__init__(loop, settings)
+        self.peer_address = str(where)
+        self.local_address = format_host_port(where.scheme, numeric_host, 0)  # until connected
+        self._scheme = where.scheme
+        self._session = os.urandom(SESSION_BYTES)
+        self._accepted: asyncio.Future[None] = loop.create_future()
+        self._connected = False
+        self._socket = MonitoredSocket(
+            zmq.DEALER, settings, full_window(settings), _EVENTS, self._receive, self._on_event
+        )
+        try:
+            if ":" in numeric_host:
+                self._socket.zmq.set(zmq.IPV6, 1)
+            self._socket.zmq.connect(format_host_port("tcp", numeric_host, where.port))
+            self._push_control(encode_control(Hello(self._session, self._window)))
+        except BaseException:
+            self._drop(hard=True)
+            raise
+
+    async def wait_accepted(self) -> None:
+        """Waits for the listener's answer; raises `NotConnectedError` or `ConnectError`."""
+        await self._accepted
+
+    def _receive(self) -> bool:
+        for _ in range(_MESSAGES_PER_TURN):
+            if self._socket.closed:
+                return False
+            try:
+                part = self._socket.zmq.recv(zmq.DONTWAIT, copy=False)
+            except zmq.Again:
+                return False
+            if part.more:
+                self.control_received_untrusted(receive_control(self._socket.zmq, part))
+            elif self._accepted.done():
+                self.part_received_untrusted(part.buffer)
+            else:
+                self._fail(
+                    ConnectError(f"{self.peer_address} is not a zmqtasks node over zmq: it said {part.bytes[:32]!r}")
+                )
+        return True
+
+    def _push(self, part: bytes | memoryview) -> None:
+        self._socket.zmq.send(part, zmq.DONTWAIT)
+        self._socket.look_again()
+
+    def _push_control(self, data: bytes) -> None:
+        self._socket.zmq.send(b"", zmq.SNDMORE | zmq.DONTWAIT)
+        self._socket.zmq.send(data, zmq.DONTWAIT)
+        self._socket.look_again()
+
+    def _release(self, *, hard: bool) -> None:
+        self._socket.close(linger_ms=0 if hard else LINGER_MS)
+        if not self._accepted.done():
+            self._accepted.cancel()
+
+    def _greeted(self, control: Hello | Accept | Refuse) -> None:
+        match control:
+            case Accept(session, window, version) if not self._accepted.done():
+                if version != VERSION:
+                    self._fail(
+                        ConnectError(
+                            f"{self.peer_address} speaks version {version} of the zmq transport, this side {VERSION}"
+                        )
+                    )
+                elif session != self._session:
+                    self._fail(ConnectError(f"{self.peer_address} answered for another session"))
+                else:
+                    self._socket.read_events()  # CONNECTED was before
+                    self._set_peer_window(window)
+                    self._accepted.set_result(None)
+            case Refuse(reason) if not self._accepted.done():
+                self._fail(ConnectionRefusedByPeerError(f"{self.peer_address} turned the link away: {reason}"))
+            case _:
+                error = RemoteProtocolError(f"{self.peer_address} sent {type(control).__name__} out of place")
+                self._fail(ConnectError(str(error)))
+                raise error
+
+    def _fail(self, error: Exception) -> None:
+        if not self._accepted.done():
+            self._accepted.set_exception(error)
+
+    def _on_event(self, event: int, value: int) -> None:
+        if event == zmq.EVENT_CONNECTED:
+            self._connected = True
+            self._learn_local_address(value)
+        elif not self._connected:
+            self._fail(NotConnectedError())
+        elif event == zmq.EVENT_DISCONNECTED:
+            self._disconnected()
+        elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_AUTH):
+            self._fail(ConnectError(f"{self.peer_address} is not a zmqtasks node over zmq: the ZMTP handshake failed"))
+
+    def _disconnected(self) -> None:
+        while self._receive():  # what came before the end; bounded by the window
+            pass
+        self._fail(ConnectionRefusedByPeerError(f"{self.peer_address} hung up: is a zmqtasks node over zmq there?"))
+        self.link_lost()
+
+    def _learn_local_address(self, fd: int) -> None:
+        handle = borrowed_socket(fd)
+        if handle is not None:
+            with handle:
+                host, port = handle.getsockname()[:2]
+                self.local_address = format_host_port(self._scheme, host, port)

@@ -1,0 +1,401 @@
+"""The listening end: one ROUTER socket that all comms of a listener share.
+
+Who is who: ZeroMQ's routing id names a peer in both directions and is never used again (only ids that the ROUTER made
+itself are accepted); the file descriptor of the connection, which a part carries and the monitor names, tells of the
+peer's death and lets this side hang up.
+
+Strangers. ZeroMQ reads on behalf of anybody, so a connection is watched until it has a comm whose limits were raised:
+how many bytes the kernel has received for it (TCP_INFO) against those that have been seen here. What a stranger can
+make ZeroMQ hold is thus bounded, also by a message whose parts never end, which the application would never see.
+
+Closing. Ending a ZeroMQ bind would end all connections made through it. So a listener that is closed while comms live
+stays bound, turns newcomers away, and takes up its work again when the same process listens at the address again; with
+its last comm it is really closed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import zmq
+
+from zmqtasks.errors import RemoteProtocolError
+from zmqtasks.protocol.frames import Limits
+from zmqtasks.transports.address import format_host_port
+from zmqtasks.transports.base import Comm, LinkSettings
+from zmqtasks.transports.zeromq.comm import ZmqComm, full_window, window_for
+from zmqtasks.transports.zeromq.control import (
+    PART_BYTES,
+    VERSION,
+    Abort,
+    Accept,
+    Hello,
+    Refuse,
+    decode_control_untrusted,
+    encode_control,
+)
+from zmqtasks.transports.zeromq.sockets import (
+    LINGER_MS,
+    MonitoredSocket,
+    borrowed_socket,
+    receive_control,
+    source_fd,
+)
+
+_log = logging.getLogger(__name__)
+
+_MESSAGES_PER_TURN = 128
+_MOST_STRANGERS = 1024
+_STRANGER_BYTES = 64 << 10
+_WATCH_S = 0.05
+_WATCH_SHARE = 20  # a look at all strangers may take 1/20 of the time
+_HELLO_S = 3.0
+"""A hello follows the connection without the caller's Python having a part in it: this is long."""
+
+_HANG_UP_S = 1.0
+_CUT_WAIT_S = 1.0
+
+_TCP_INFO = getattr(socket, "TCP_INFO", None)
+_BYTES_RECEIVED_OFFSET = 128  # struct tcp_info in linux/tcp.h, since Linux 4.1
+_TCP_INFO_BYTES = 136
+
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_ROUTING_ID_BYTES = 5  # those that a ROUTER makes: a zero and a counter
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """An accepted connection, from the monitor's ACCEPTED to its DISCONNECTED."""
+
+    fd: int
+    name: tuple[str, int]
+    hang_up_at: float
+    """When to hang up; infinity: not at all."""
+    comm: RouterComm | None = None
+    over: bool = False
+    """Its comm has ended: what still comes is of no interest."""
+
+
+class RouterComm(ZmqComm):
+    """A comm that the peer asked for."""
+
+    def __init__(self, router: Router, routing_id: bytes, connection: Connection, hello: Hello) -> None:
+        super().__init__(router.loop, router.settings)
+        self.local_address = router.address
+        self.peer_address = router.address_of(connection.name)
+        self.routing_id = routing_id
+        self.connection = connection
+        self._router = router
+        self._set_peer_window(hello.window)
+
+    def set_limits(self, limits: Limits) -> None:
+        super().set_limits(limits)
+        if not self._released and self.trusted:
+            self._router.unwatch(self.connection)
+
+    @property
+    def trusted(self) -> bool:
+        """Whether the limits are so wide that watching the peer is of no use."""
+        return self._window == full_window(self._settings)
+
+    @property
+    def granted_bytes(self) -> int:
+        """The most that may have come for this comm and was not seen yet."""
+        return (self._window + 1) * PART_BYTES
+
+    def _push(self, part: bytes | memoryview) -> None:
+        sock = self._router.socket
+        sock.zmq.send(self.routing_id, zmq.SNDMORE | zmq.DONTWAIT)
+        sock.zmq.send(part, zmq.DONTWAIT)
+        sock.look_again()
+
+    def _push_control(self, data: bytes) -> None:
+        self._router.push_control(self.routing_id, data)
+
+    def _release(self, *, hard: bool) -> None:
+        if hard:
+            with contextlib.suppress(zmq.ZMQError):  # it is gone already
+                self._push_control(encode_control(Abort(str(self._ended))))
+        self._router.forget(self)
+
+    def _greeted(self, control: object) -> None:
+        raise RemoteProtocolError(f"{self.peer_address} sent {type(control).__name__} in an open link")
+
+
+class Router:
+    """The socket of a listener and all its comms."""
+
+    def __init__(
+        self, sock: socket.socket, address: str, scheme: str, settings: LinkSettings, on_empty: Callable[[Router], None]
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.settings = settings
+        self.address = address
+        self.on_comm: Callable[[Comm], None] | None = None
+        self._scheme = scheme
+        self._on_empty = on_empty
+        self._comms: dict[bytes, RouterComm] = {}
+        self._connections: dict[int, Connection] = {}
+        self._watched: dict[int, Connection] = {}  # strangers, and those to hang up on
+        self._watching: asyncio.TimerHandle | None = None
+        self._cut: dict[RouterComm, float] = {}  # comms without connection, and how long to look for what they sent
+        self._unbound: asyncio.Future[None] = self.loop.create_future()
+        host, port = sock.getsockname()[:2]
+        self.socket = MonitoredSocket(
+            zmq.ROUTER, settings, full_window(settings), _EVENTS, self._receive, self._on_event
+        )
+        try:
+            if sock.family == socket.AF_INET6:
+                self.socket.zmq.set(zmq.IPV6, 1)
+            self.socket.zmq.set(zmq.ROUTER_MANDATORY, 1)
+            self.socket.zmq.set(zmq.USE_FD, sock.fileno())
+            self._endpoint = format_host_port("tcp", host, port)
+            self.socket.zmq.bind(self._endpoint)
+        except BaseException:
+            self.socket.close(linger_ms=0)
+            raise
+        self._listening_fd = sock.detach()  # ZeroMQ's from now on
+
+    def address_of(self, name: tuple[str, int]) -> str:
+        """How to write the address of a peer."""
+        host = name[0].removeprefix("::ffff:") if "." in name[0] else name[0]
+        return format_host_port(self._scheme, host, name[1])
+
+    async def stop_listening(self) -> None:
+        """Turns newcomers away; when no comm lives, frees the address before it returns."""
+        self.on_comm = None
+        for connection in list(self._watched.values()):
+            if connection.comm is None:
+                _hang_up(connection)
+        if not self._comms and not self.socket.closed:
+            self.socket.zmq.unbind(self._endpoint)
+            self.socket.read_events()
+            await asyncio.wait((self._unbound,), timeout=_HANG_UP_S)
+            self._close()
+
+    def push_control(self, routing_id: bytes, data: bytes) -> None:
+        """Sends a control part."""
+        sock = self.socket.zmq
+        sock.send(routing_id, zmq.SNDMORE | zmq.DONTWAIT)
+        sock.send(b"", zmq.SNDMORE | zmq.DONTWAIT)
+        sock.send(data, zmq.DONTWAIT)
+        self.socket.look_again()
+
+    def forget(self, comm: RouterComm) -> None:
+        """The comm has ended; the peer has a moment to hang up by itself."""
+        del self._comms[comm.routing_id]
+        self._cut.pop(comm, None)
+        connection = comm.connection
+        connection.comm = None
+        connection.over = True
+        if connection.fd in self._connections:
+            connection.hang_up_at = self.loop.time() + _HANG_UP_S
+            self._watch(connection)
+        if not self._comms and self.on_comm is None:
+            self.loop.call_soon(self._close_if_unused)
+
+    def unwatch(self, connection: Connection) -> None:
+        """The peer is no stranger any more."""
+        self._watched.pop(connection.fd, None)
+
+    # -- receiving
+
+    def _receive(self) -> bool:
+        sock = self.socket.zmq
+        comms = self._comms
+        for _ in range(_MESSAGES_PER_TURN):
+            if self.socket.closed:
+                return False
+            try:
+                routing_id = sock.recv(zmq.DONTWAIT)
+            except zmq.Again:
+                self._end_cut()
+                return False
+            part = sock.recv(zmq.DONTWAIT, copy=False)
+            comm = comms.get(routing_id)
+            if comm is None:
+                self._receive_from_stranger(routing_id, part)
+            elif part.more:
+                comm.control_received_untrusted(receive_control(sock, part))
+            else:
+                comm.part_received_untrusted(part.buffer)
+        if self._cut:
+            self._end_cut(self.loop.time())
+        return True
+
+    def _receive_from_stranger(self, routing_id: bytes, part: zmq.Frame) -> None:
+        control = receive_control(self.socket.zmq, part) if part.more else None
+        self.socket.read_events()  # the connection was accepted before anything came by it
+        connection = self._connections.get(source_fd(part))
+        if connection is None or connection.over:
+            return  # the peer is gone, or has not noticed yet that its comm has ended
+        try:
+            if control is None or len(routing_id) != _ROUTING_ID_BYTES or routing_id[0]:
+                raise RemoteProtocolError("it does not speak the zmq transport of zmqtasks")
+            hello = decode_control_untrusted(control)
+            if not isinstance(hello, Hello):
+                raise RemoteProtocolError(f"it sent {type(hello).__name__} before a hello")
+        except RemoteProtocolError as exc:
+            _log.info("%s hangs up on %s: %s", self.address, self.address_of(connection.name), exc)
+            _hang_up(connection)
+            return
+        self._on_hello(routing_id, connection, hello)
+
+    def _on_hello(self, routing_id: bytes, connection: Connection, hello: Hello) -> None:
+        refusal = None
+        if self.on_comm is None:
+            refusal = "the listener is closed"
+        elif hello.version != VERSION:
+            refusal = (
+                f"the caller speaks version {hello.version} of the zmq transport, the listener version {VERSION}: "
+                f"run the same release of zmqtasks on both"
+            )
+        try:
+            if refusal is not None:
+                connection.over = True
+                connection.hang_up_at = self.loop.time() + _HANG_UP_S
+                self.push_control(routing_id, encode_control(Refuse(refusal)))
+                return
+            window = window_for(self.settings.limits, self.settings)
+            self.push_control(routing_id, encode_control(Accept(hello.session, window)))
+        except zmq.ZMQError:
+            return  # it is gone already
+        self._make_comm(routing_id, connection, hello)
+
+    def _make_comm(self, routing_id: bytes, connection: Connection, hello: Hello) -> None:
+        comm = RouterComm(self, routing_id, connection, hello)
+        if connection.comm is not None:
+            # One connection has one routing id: the descriptor was used again before the first peer's hello was read.
+            self._cut[connection.comm] = 0.0
+        connection.comm = comm
+        connection.hang_up_at = float("inf")
+        self._comms[routing_id] = comm
+        if comm.trusted:
+            self.unwatch(connection)
+        on_comm = self.on_comm
+        assert on_comm is not None
+        try:
+            on_comm(comm)
+        except Exception:
+            _log.exception("on_comm of %s failed: the link from %s is aborted", self.address, comm.peer_address)
+            comm.abort("refused")
+
+    # -- connections
+
+    def _on_event(self, event: int, value: int) -> None:
+        if event == zmq.EVENT_ACCEPTED:
+            self._on_accepted(value)
+        elif event == zmq.EVENT_DISCONNECTED:
+            connection = self._connections.pop(value, None)
+            if connection is not None:
+                self._watched.pop(value, None)
+                if connection.comm is not None:
+                    self._cut[connection.comm] = self.loop.time() + _CUT_WAIT_S
+                    self.socket.look_again()
+                    self.loop.call_soon(self._receive_and_end_cut)
+        elif event == zmq.EVENT_CLOSED and value == self._listening_fd and not self._unbound.done():
+            self._unbound.set_result(None)
+
+    def _on_accepted(self, fd: int) -> None:
+        handle = borrowed_socket(fd)
+        if handle is None:
+            return
+        with handle:
+            try:
+                name = handle.getpeername()[:2]
+            except OSError:
+                return
+        connection = Connection(fd, name, self.loop.time() + min(_HELLO_S, self.settings.connect_timeout_s))
+        self._connections[fd] = connection
+        self._watch(connection)
+        strangers = len(self._watched)
+        if strangers > _MOST_STRANGERS:
+            oldest = next((known for known in self._watched.values() if known.comm is None), None)
+            if oldest is not None:
+                self._watched.pop(oldest.fd)
+                _hang_up(oldest)
+
+    def _receive_and_end_cut(self) -> None:
+        if self._cut and not self.socket.closed and self._receive():
+            self.socket.look_again()
+
+    def _end_cut(self, now: float = float("inf")) -> None:
+        """Ends the comms whose connection is gone, once all that came by it must have been received."""
+        for comm, until in list(self._cut.items()):
+            if until <= now:
+                del self._cut[comm]
+                comm.link_lost()
+
+    # -- strangers
+
+    def _watch(self, connection: Connection) -> None:
+        self._watched[connection.fd] = connection
+        if self._watching is None:
+            self._watching = self.loop.call_later(_WATCH_S, self._look_at_strangers)
+
+    def _look_at_strangers(self) -> None:
+        start = self.loop.time()
+        for connection in list(self._watched.values()):
+            self._look_at(connection, start)
+        took = self.loop.time() - start
+        self._watching = None
+        if self._watched and not self.socket.closed:
+            self._watching = self.loop.call_later(max(_WATCH_S, took * _WATCH_SHARE), self._look_at_strangers)
+
+    def _look_at(self, connection: Connection, now: float) -> None:
+        if now >= connection.hang_up_at:
+            self._watched.pop(connection.fd, None)
+            _hang_up(connection)
+            return
+        comm = connection.comm
+        granted = _STRANGER_BYTES if comm is None else comm.granted_bytes
+        seen = 0 if comm is None else comm.statistics().bytes_received
+        if _received_bytes(connection) - seen > granted:
+            _log.info("%s hangs up on %s: it sends more than it may", self.address, self.address_of(connection.name))
+            _hang_up(connection)
+
+    def _close_if_unused(self) -> None:
+        if not self._comms and self.on_comm is None:
+            self._close()
+
+    def _close(self) -> None:
+        if not self.socket.closed:
+            if self._watching is not None:
+                self._watching.cancel()
+            self.socket.close(linger_ms=LINGER_MS)
+            self._on_empty(self)
+
+
+def _received_bytes(connection: Connection) -> int:
+    """What the kernel has received by a connection in all; 0 where it does not tell."""
+    if _TCP_INFO is None:
+        return 0
+    handle = borrowed_socket(connection.fd)
+    if handle is None:
+        return 0
+    with handle:
+        try:
+            if handle.getpeername()[:2] != connection.name:
+                return 0
+            info = handle.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return 0
+    return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED_OFFSET)[0]) if len(info) >= _TCP_INFO_BYTES else 0
+
+
+def _hang_up(connection: Connection) -> None:
+    """Ends a connection under ZeroMQ, which notices and cleans up; ROUTER has no call for it.
+
+    The descriptor may have been closed and used again meanwhile: the name of its other end tells.
+    """
+    handle = borrowed_socket(connection.fd)
+    if handle is not None:
+        with handle, contextlib.suppress(OSError):
+            if handle.getpeername()[:2] == connection.name:
+                handle.shutdown(socket.SHUT_RDWR)

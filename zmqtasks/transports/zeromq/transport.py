@@ -1,0 +1,129 @@
+"""`ZmqTransport`: connecting and listening over ZeroMQ."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections.abc import Callable
+
+import zmq
+
+from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, ConnectTimeoutError
+from zmqtasks.transports.address import HostPort, format_host_port, parse_host_port
+from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener, Transport
+from zmqtasks.transports.sockets import connect_socket, connectable_host, listening_socket, resolve
+from zmqtasks.transports.zeromq.dealer import DealerComm, NotConnectedError
+from zmqtasks.transports.zeromq.router import Router
+
+
+class ZmqListener(Listener):
+    """Accepts comms through a `Router` until closed; made by `ZmqTransport`."""
+
+    def __init__(self, router: Router, on_comm: Callable[[Comm], None]) -> None:
+        self.address = router.address
+        self._router = router
+        self._on_comm = on_comm
+        router.on_comm = on_comm
+
+    async def close(self) -> None:
+        if self._router.on_comm is self._on_comm:
+            await self._router.stop_listening()
+
+
+class ZmqTransport(Transport):
+    """Frames over ZeroMQ, between any two hosts; neither encrypted nor authenticated by itself."""
+
+    scheme = "zmq"
+    capabilities = Capabilities(
+        crosses_hosts=True,
+        crosses_processes=True,
+        encrypts=False,
+        shares_memory=False,
+        detects_cut_link=True,
+        uses_ip=True,
+        untrusted_peers=True,
+    )
+
+    def __init__(self) -> None:
+        self._routers: dict[tuple[str, int], Router] = {}
+
+    async def connect(self, address: str, settings: LinkSettings) -> Comm:
+        where = parse_host_port(address)
+        try:
+            async with asyncio.timeout(settings.connect_timeout_s):
+                return await _connect(where, settings)
+        except TimeoutError as exc:
+            raise ConnectTimeoutError(
+                f"nothing answered at {address} within {settings.connect_timeout_s:g} s: is a node running there, "
+                f"does it listen with zmq, and does a firewall let it be reached?"
+            ) from exc
+        except ConnectionRefusedError as exc:
+            raise ConnectionRefusedByPeerError(f"nobody listens at {address}: is the node running?") from exc
+        except zmq.ZMQError as exc:
+            raise ConnectError(f"no link to {address}: {exc}{_hint(exc)}") from exc
+        except ConnectError:
+            raise
+        except OSError as exc:
+            raise ConnectError(f"no link to {address}: {exc.strerror or exc}") from exc
+
+    async def listen(self, address: str, on_comm: Callable[[Comm], None], settings: LinkSettings) -> Listener:
+        where = parse_host_port(address, default_port=0)
+        _family, target = (await resolve(where))[0]
+        router = self._routers.get(target[:2])
+        loop = asyncio.get_running_loop()
+        if router is None or router.on_comm is not None or router.loop is not loop:
+            router = await self._bind(where, settings)
+        return ZmqListener(router, on_comm)
+
+    async def _bind(self, where: HostPort, settings: LinkSettings) -> Router:
+        sock = await listening_socket(where)
+        try:
+            bound = sock.getsockname()[:2]
+            host = connectable_host(bound[0], sock.family)
+            address = format_host_port(self.scheme, host, bound[1])
+            router = Router(sock, address, self.scheme, settings, self._forget)
+        except zmq.ZMQError as exc:
+            raise ConnectError(f"cannot listen at {where}: {exc}{_hint(exc)}") from exc
+        finally:
+            sock.close()  # unless it was handed to ZeroMQ
+        self._routers[bound] = router
+        return router
+
+    def _forget(self, router: Router) -> None:
+        for name, known in list(self._routers.items()):
+            if known is router:
+                del self._routers[name]
+
+
+async def _connect(where: HostPort, settings: LinkSettings) -> Comm:
+    """A comm to the first address of a host that answers; each but the last gets its share of the time."""
+    targets = await resolve(where)
+    failure: Exception = ConnectionRefusedError()
+    for index, (_family, target) in enumerate(targets):
+        share_s = settings.connect_timeout_s / (len(targets) - index)
+        try:
+            async with asyncio.timeout(share_s if index < len(targets) - 1 else None):
+                return await _dial(where, target[0], settings)
+        except OSError as exc:  # TimeoutError and ConnectError are such
+            failure = exc
+    raise failure
+
+
+async def _dial(where: HostPort, numeric_host: str, settings: LinkSettings) -> Comm:
+    comm = DealerComm(where, numeric_host, settings)
+    try:
+        await comm.wait_accepted()
+    except NotConnectedError:
+        comm.abort()
+        # ZeroMQ does not say why: the kernel does, asked once more.
+        sock = await connect_socket(HostPort(where.scheme, numeric_host, where.port), settings.connect_timeout_s)
+        sock.close()
+        raise ConnectionRefusedByPeerError(f"{where} did not take the connection at first: try again") from None
+    except BaseException:
+        comm.abort()
+        raise
+    return comm
+
+
+def _hint(exc: zmq.ZMQError) -> str:
+    return " (raise the limit of open files, ulimit -n)" if exc.errno == errno.EMFILE else ""

@@ -46,7 +46,7 @@ def write_scheduler_file(path: str | os.PathLike[str], content: SchedulerFile) -
     Raises:
         ConfigError: the directory cannot be written to.
     """
-    target = Path(path)
+    target = Path(path).expanduser()
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -71,7 +71,7 @@ def read_scheduler_file(path: str | os.PathLike[str]) -> SchedulerFile:
         ConfigError: there is no such file, or it is no scheduler file.
         SecurityError: others than its owner may read it.
     """
-    target = Path(path)
+    target = Path(path).expanduser()
     try:
         with target.open(encoding="utf-8") as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
@@ -92,7 +92,7 @@ def read_scheduler_file(path: str | os.PathLike[str]) -> SchedulerFile:
 def wait_scheduler_file(path: str | os.PathLike[str], timeout_s: float) -> SchedulerFile:
     """Like `read_scheduler_file`, but gives the scheduler `timeout_s` to write the file."""
     deadline = time.monotonic() + timeout_s
-    while not Path(path).exists() and time.monotonic() < deadline:
+    while not Path(path).expanduser().exists() and time.monotonic() < deadline:
         time.sleep(POLL_S)
     return read_scheduler_file(path)
 
@@ -101,7 +101,7 @@ def remove_scheduler_file(path: str | os.PathLike[str], *, pid: int) -> None:
     """Removes the file if process `pid` wrote it: a scheduler that was started since keeps its own."""
     try:
         if read_scheduler_file(path).pid == pid:
-            os.unlink(path)
+            Path(path).expanduser().unlink()
     except (ConfigError, SecurityError, OSError):
         pass
 

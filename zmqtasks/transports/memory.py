@@ -44,12 +44,14 @@ class SmallFrameArena:
 
     def allocate(self, size_bytes: int) -> memoryview:
         """Like `allocate_aligned`, shared up to `LARGEST_BYTES`."""
-        if size_bytes > self.LARGEST_BYTES:
-            return allocate_aligned(size_bytes)
+        return allocate_aligned(size_bytes) if size_bytes > self.LARGEST_BYTES else self.allocate_small(size_bytes)
+
+    def allocate_small(self, size_bytes: int) -> memoryview:
+        """For at most `LARGEST_BYTES`, which is not checked."""
         start = self._used
-        if start + size_bytes > self.BLOCK_BYTES:
-            self._block = allocate_aligned(self.BLOCK_BYTES)
-            start = 0
         end = start + size_bytes
-        self._used = end + (-end % ALIGNMENT)
+        if end > self.BLOCK_BYTES:
+            self._block = allocate_aligned(self.BLOCK_BYTES)
+            start, end = 0, size_bytes
+        self._used = end + (-end & (ALIGNMENT - 1))
         return self._block[start:end]

@@ -107,7 +107,7 @@ class TcpComm(LoopComm, asyncio.BufferedProtocol):
         return self._transport.get_write_buffer_size() + self._collected_bytes
 
     def set_limits(self, limits: Limits) -> None:
-        self._reader.limits = limits
+        self._reader.set_limits(limits)
 
     async def close(self) -> None:
         if self._ended is None:

@@ -1,0 +1,565 @@
+"""The client: connects to a scheduler, submits tasks, gathers results."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+from zmqtasks import fetching, graphs, scattering, sessions
+from zmqtasks.calls import to_columns
+from zmqtasks.cluster_view import ClusterView, worker_names
+from zmqtasks.config import Config, load_config
+from zmqtasks.errors import ConfigError
+from zmqtasks.fetching import in_async_task, parse_timeout
+from zmqtasks.future import Future
+from zmqtasks.ids import Key
+from zmqtasks.nodes.client.loop import shared_loop
+from zmqtasks.nodes.client.names import to_wire
+from zmqtasks.nodes.client.node import ClientNode
+from zmqtasks.nodes.client.state import FutureState
+from zmqtasks.protocol.ops import TaskOptions
+from zmqtasks.security import Security
+from zmqtasks.submission import Submitter, user_keys
+from zmqtasks.waiting import futures_of
+
+CLOSE_TIMEOUT_S = 10.0
+EXIT_TIMEOUT_S = 2.0
+
+_DEFAULT_OPTIONS = TaskOptions()
+
+
+class Client(ClusterView):
+    """Connects to a cluster and runs functions on it.
+
+    `address` is that of a scheduler (`tcp://host:port`, `zmq://host:port`), or a cluster object. Without any, and without a
+    `scheduler_file`, a `LocalCluster` is started with the other arguments (`n_workers`, `threads_per_worker`, `processes`,
+    `memory_limit`, ...) and closed with the client. The client becomes the default client of the process.
+
+    With `asynchronous=True` methods that wait give coroutines, and the client lives in the running event loop: write
+    `client = await Client(..., asynchronous=True)` or `async with Client(..., asynchronous=True) as client`.
+
+    As in dask.distributed, with these differences: `pure` is False unless said otherwise (a function that is submitted twice
+    runs twice), and the scheduler runs no user code.
+
+    Raises ConnectError and its kin when the scheduler can't be reached within `timeout`; SecurityError and
+    AuthenticationError when the cluster key is missing or wrong.
+
+    >>> client = Client(n_workers=2)
+    >>> client.submit(pow, 2, 10).result()
+    1024
+    >>> client.gather(client.map(abs, [-1, -2]))
+    [1, 2]
+    """
+
+    def __init__(
+        self,
+        address: Any = None,
+        *,
+        scheduler_file: str | os.PathLike[str] | None = None,
+        timeout: float | str | None = None,
+        asynchronous: bool = False,
+        name: str | None = None,
+        security: Security | None = None,
+        set_as_default: bool = True,
+        config: Config | None = None,
+        shows_output: bool = True,
+        **cluster_options: Any,
+    ) -> None:
+        if cluster_options and (address is not None or scheduler_file is not None):
+            names = ", ".join(sorted(cluster_options))
+            raise ConfigError(f"{names}: for a new LocalCluster only; leave them out, or leave out the address")
+        self.asynchronous = asynchronous
+        self.cluster: Any = None
+        self._owned_cluster: Any = None
+        self._address = address
+        self._scheduler_file = scheduler_file
+        self._cluster_options = cluster_options
+        self._timeout_s = parse_timeout(timeout)
+        self._name = name or f"client-{socket.gethostname()}-{os.getpid()}"
+        self._security = security
+        self._set_as_default = set_as_default
+        self._config = config or load_config()
+        self._shows_output = shows_output
+        self.status = "newly-created"
+        if not asynchronous:
+            self._start_sync()
+
+    # Beginning and end
+
+    def _start_sync(self) -> None:
+        address, security = self._find_scheduler()
+        loop_thread = shared_loop()
+        try:
+            node = self._make_node(address, security, loop_thread)
+            loop_thread.run(node.start())
+        except BaseException:
+            self._close_owned()
+            raise
+        self._connected(node)
+
+    async def _start_async(self) -> Client:
+        if self.status != "newly-created":
+            return self
+        self.status = "connecting"
+        if self._address is None and self._scheduler_file is None:
+            self._owned_cluster = self.cluster = await _local_cluster(asynchronous=True, **self._cluster_options)
+            self._address = self.cluster
+        address, security = self._find_scheduler()
+        try:
+            node = self._make_node(address, security, None)
+            await node.start()
+        except BaseException:
+            self.status = "closed"
+            if self._owned_cluster is not None:
+                await self._owned_cluster.close()
+            raise
+        self._connected(node)
+        return self
+
+    def _find_scheduler(self) -> tuple[str, Security]:
+        """Its address, and the key for it; makes a cluster when nothing was given."""
+        target, security = self._address, self._security
+        if self._scheduler_file is not None:
+            from zmqtasks.scheduler_file import read_scheduler_file
+            from zmqtasks.security import ClusterKey
+
+            content = read_scheduler_file(self._scheduler_file)
+            key = ClusterKey.from_hex(content.key) if content.key else None
+            return (target if isinstance(target, str) else content.address), security or Security(key)
+        if target is None:
+            self._owned_cluster = self.cluster = target = _local_cluster(**self._cluster_options)
+        if isinstance(target, str):
+            default = Security.none if target.startswith("inproc:") else Security.default
+            return target, security or default()
+        address = getattr(target, "scheduler_address", None)
+        if not isinstance(address, str):
+            raise ConfigError(f"address={target!r}: give 'tcp://host:port', 'zmq://host:port', or a cluster")
+        self.cluster = target
+        return address, security or getattr(target, "security", None) or Security.default()
+
+    def _make_node(self, address: str, security: Security, loop_thread: Any) -> ClientNode:
+        config = self._config
+        if self._timeout_s is not None:
+            from dataclasses import replace
+
+            config = replace(config, connect_timeout_s=self._timeout_s, handshake_timeout_s=self._timeout_s)
+        return ClientNode(
+            address,
+            security=security,
+            config=config,
+            name=self._name,
+            loop_thread=loop_thread,
+            shows_output=self._shows_output,
+        )
+
+    def _connected(self, node: ClientNode) -> None:
+        node.client = self
+        self._node = node
+        self._submitter = Submitter(node)
+        self.status = "running"
+        sessions.opened(self, self._set_as_default)
+
+    def __await__(self) -> Generator[Any, None, Client]:
+        if not self.asynchronous:
+            raise TypeError("this client is synchronous: leave out the `await`, or make it with asynchronous=True")
+        return self._start_async().__await__()
+
+    async def __aenter__(self) -> Client:
+        if not self.asynchronous:
+            raise TypeError("this client is synchronous: use `with`, or make it with asynchronous=True")
+        return await self._start_async()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._close_async()
+
+    def __enter__(self) -> Client:
+        if self.asynchronous:
+            raise TypeError("this client is asynchronous: use `async with`")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self, timeout: float | str | None = None) -> Any:
+        """Leaves the cluster; pending futures are cancelled. Closes the LocalCluster that the client has made. Idempotent.
+
+        >>> client.close()
+        """
+        if self.asynchronous:
+            return self._close_async()
+        self._close_sync(CLOSE_TIMEOUT_S if timeout is None else parse_timeout(timeout))
+        return None
+
+    def _close_sync(self, timeout_s: float | None) -> None:
+        if self.status in ("closed", "newly-created"):
+            return
+        self.status = "closed"
+        sessions.closed(self)
+        try:
+            assert self._node.loop_thread is not None
+            self._node.loop_thread.run(self._node.close(), timeout_s)
+        except TimeoutError:  # the goodbye could not be sent: the scheduler notices
+            pass
+        finally:
+            self._close_owned()
+
+    async def _close_async(self) -> None:
+        if self.status in ("closed", "newly-created"):
+            return
+        self.status = "closed"
+        sessions.closed(self)
+        await self._node.close()
+        if self._owned_cluster is not None:
+            await self._owned_cluster.close()
+
+    def _close_owned(self) -> None:
+        cluster, self._owned_cluster = self._owned_cluster, None
+        if cluster is not None:
+            cluster.close()
+
+    def _close_at_exit(self) -> None:
+        if not self.asynchronous:
+            self._close_sync(EXIT_TIMEOUT_S)
+
+    def shutdown(self) -> Any:
+        """Ends workers and scheduler, and closes this client.
+
+        >>> client.shutdown()  # doctest: +SKIP
+        """
+        self._node.check_usable()
+        self._tell_shutdown()
+        if self.asynchronous:
+            return self._shutdown_async()
+        cluster = self.cluster
+        self.close()
+        if cluster is not None:
+            cluster.close()
+        return None
+
+    async def _shutdown_async(self) -> None:
+        cluster = self.cluster
+        await self._close_async()
+        if cluster is not None and isinstance(closing := cluster.close(), Awaitable):
+            await closing
+
+    @property
+    def usable(self) -> bool:
+        """Whether it is connected, or about to be again."""
+        return self.status == "running" and self._node.error is None
+
+    @property
+    def address(self) -> str:
+        """The scheduler's address."""
+        return self._node.address
+
+    @property
+    def name(self) -> str:
+        """What the scheduler calls this client."""
+        return self._name
+
+    def _called_asynchronously(self) -> bool:
+        return self.asynchronous or in_async_task()
+
+    # Submitting
+
+    def submit(
+        self,
+        func: Callable[..., Any],
+        *args: Any,
+        key: Any = None,
+        workers: Any = None,
+        resources: Mapping[str, float] | None = None,
+        retries: int | None = None,
+        priority: int = 0,
+        fifo_timeout: object = None,
+        allow_other_workers: bool = False,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool = False,
+        idempotent: bool = True,
+        **kwargs: Any,
+    ) -> Future[Any]:
+        """Runs `func(*args, **kwargs)` on a worker; gives a future at once.
+
+        Futures among the arguments (also in lists, tuples, dicts and sets) are replaced by their results. Arguments over
+        64 KiB go straight to workers; an object that many tasks need is better scattered once.
+
+        Args:
+            key: A name of your own. The same key again must mean the same task (KeyConflictError).
+            workers: Names, addresses or hosts of workers that may run it.
+            resources: What it holds while it runs, as `{"GPU": 1}`.
+            retries: Attempts after the first one that raises.
+            priority: Higher runs earlier.
+            allow_other_workers: `workers` is a wish only.
+            pure: The same function with the same arguments is the same task, and runs once. False by default, unlike dask.
+            idempotent: False: not run again when a worker died while it was executing.
+
+        Raises TypeError when `func` can't be called, SerializationError for arguments that can't be pickled, and what
+        ended the client, if it has ended. Waits while too much is on its way to the scheduler.
+
+        >>> a = client.submit(pow, 2, 10)
+        >>> client.submit(sum, [a, a]).result()
+        2048
+        """
+        if actor or actors:
+            raise NotImplementedError("actors are not supported: keep state in a task's result, or in files")
+        if (
+            workers is None
+            and resources is None
+            and not retries
+            and not priority
+            and not allow_other_workers
+            and idempotent
+        ):
+            options = _DEFAULT_OPTIONS
+        else:
+            options = task_options(priority, retries, workers, allow_other_workers, resources, idempotent)
+        wire_key = None if key is None else to_wire(key)
+        if self.status == "newly-created":
+            self._check_started()
+        return self._submitter.submit(func, args, kwargs, options, wire_key, "", pure)
+
+    def _check_started(self) -> None:
+        if self.status in ("newly-created", "connecting"):
+            raise ConfigError("the client is not connected yet: `await` it, or use `async with Client(...)`")
+
+    def map(
+        self,
+        func: Callable[..., Any],
+        *iterables: Iterable[Any],
+        key: Any = None,
+        workers: Any = None,
+        retries: int | None = None,
+        resources: Mapping[str, float] | None = None,
+        priority: int = 0,
+        allow_other_workers: bool = False,
+        fifo_timeout: object = None,
+        actor: bool = False,
+        actors: bool = False,
+        pure: bool = False,
+        batch_size: int | None = None,
+        idempotent: bool = True,
+        **kwargs: Any,
+    ) -> list[Future[Any]]:
+        """Runs `func` on each item (or on the items of several iterables, side by side); gives a list of futures.
+
+        `kwargs` are the same for all. `key` is a name for the tasks, or a list with a key for each. `batch_size` is how many
+        tasks go to the scheduler in one op. The rest as in `submit`.
+
+        >>> client.gather(client.map(pow, range(4), [2] * 4))
+        [0, 1, 4, 9]
+        """
+        if actor or actors:
+            raise NotImplementedError("actors are not supported: keep state in a task's result, or in files")
+        if not iterables:
+            raise ConfigError("map needs at least one iterable")
+        self._check_started()
+        if not callable(func):
+            raise TypeError(f"the first argument must be callable, got {func!r}")
+        columns = to_columns(iterables)
+        options = task_options(priority, retries, workers, allow_other_workers, resources, idempotent)
+        keys: list[Key] | None = None
+        name = ""
+        if isinstance(key, (list, range)):
+            if len(key) != len(columns[0]):
+                raise ConfigError(f"{len(key)} keys for {len(columns[0])} tasks: give one for each")
+            keys = user_keys(list(key))
+        elif key is not None:
+            name = str(key)
+        if not columns[0]:
+            return []
+        return self._submitter.map(func, columns, kwargs, options, keys, name, pure, batch_size)
+
+    def get(
+        self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, asynchronous: bool | None = None, **_: Any
+    ) -> Any:
+        """Computes a graph: a dict of keys to tasks `(callable, argument, ...)`, keys, lists of these, or plain values.
+
+        Gives the results of `keys` (a key, or nested lists of keys); with `sync=False` the futures.
+
+        >>> client.get({"x": 1, "y": (pow, 2, 10), "z": (sum, ["x", "y"])}, ["z", "y"])
+        [1025, 1024]
+        """
+        self._check_started()
+        futures = graphs.submit_graph(self._submitter, dsk, keys)
+        return self.gather(futures) if sync else futures
+
+    # Results
+
+    def gather(
+        self, futures: Any, errors: str = "raise", direct: bool | None = None, asynchronous: bool | None = None
+    ) -> Any:
+        """The results of futures, in the same nested lists, tuples, sets and dicts; an iterator gives a list.
+
+        `errors="raise"` raises the first error, as soon as it is known; `"skip"` leaves failed ones out. `direct` is taken
+        for compatibility: results always come straight from the workers.
+
+        >>> client.gather({"a": client.submit(abs, -1), "b": [client.submit(abs, -2)]})
+        {'a': 1, 'b': [2]}
+        """
+        if errors not in ("raise", "skip"):
+            raise ConfigError(f"errors={errors!r}: use 'raise' or 'skip'")
+        if isinstance(futures, Iterator):
+            futures = list(futures)
+        if self._called_asynchronously():
+            return self._gather_async(futures, errors)
+        if type(futures) is list and set(map(type, futures)) == {Future}:
+            values = fetching.gather(futures, errors)
+            return values if errors == "raise" else [value for value in values if value is not fetching.SKIPPED]
+        found = futures_of(futures)
+        return graphs.filled_in(futures, found, fetching.gather(found, errors))
+
+    async def _gather_async(self, futures: Any, errors: str) -> Any:
+        found = futures_of(futures)
+        return graphs.filled_in(futures, found, await fetching.gather_async(found, errors))
+
+    def scatter(
+        self,
+        data: Any,
+        workers: Any = None,
+        broadcast: bool | int = False,
+        direct: bool | None = None,
+        hash: bool = True,  # noqa: A002
+        timeout: float | str | None = None,
+        asynchronous: bool | None = None,
+    ) -> Any:
+        """Puts data on workers; gives futures of it: a list for a list (one for each item), a dict for a dict, else one.
+
+        The data is on the workers when this returns. `broadcast` puts it on all workers (or on so many). With `hash`, data with
+        the same content has the same key; that costs a pass over the bytes. `workers` are names, addresses or hosts.
+
+        >>> table = client.scatter({"a": 1, "b": 2})["a"]
+        >>> client.submit(abs, table).result()
+        1
+        """
+        self._check_started()
+        copies = -1 if broadcast is True else max(1, int(broadcast))
+        prepared = scattering.prepare(self._node, data, hash)
+        return self._sync(
+            scattering.scatter(self._node, prepared, worker_names(workers), copies, parse_timeout(timeout))
+        )
+
+    # Steering
+
+    def cancel(
+        self,
+        futures: Any,
+        asynchronous: bool | None = None,
+        force: bool = False,
+        reason: str | None = None,
+        msg: str | None = None,
+    ) -> Any:
+        """Cancels futures: tasks that have not begun vanish, running ones are asked to stop, what depends on them is cancelled.
+
+        Tasks that other clients want too go on, unless `force`.
+
+        >>> client.cancel(future)
+        >>> future.status
+        'cancelled'
+        """
+        states = [future._state for future in futures_of(futures)]
+        with self._node.lock:
+            self._node.machine.cancel(states, force, msg or reason or "")
+        self._node.wake()
+        return self._nothing()
+
+    def retry(self, futures: Any, asynchronous: bool | None = None) -> Any:
+        """Tries failed tasks again, and the failed tasks that they depend on.
+
+        >>> client.retry(future)
+        """
+        self._node.check_usable()
+        states = [future._state for future in futures_of(futures)]
+        with self._node.lock:
+            self._node.machine.retry(states)
+        self._node.wake()
+        return self._nothing()
+
+    def get_executor(self, **options: Any) -> Any:
+        """A `concurrent.futures.Executor` on this cluster; `options` are those of `submit` for all its tasks.
+
+        >>> with client.get_executor() as pool:
+        ...     list(pool.map(pow, [1, 2, 3], [2, 2, 2]))
+        [1, 4, 9]
+        """
+        from zmqtasks.executor import ClientExecutor
+
+        return ClientExecutor(self, **options)
+
+    def _nothing(self) -> Any:
+        """What a method without a result gives: None, or something to await."""
+        return _none() if self._called_asynchronously() else None
+
+    def _want(self, key: Key, name: str = "") -> FutureState:
+        """A record of `key`, with one more future counted."""
+        node = self._node
+        node.check_usable()
+        with node.lock:
+            state = node.machine.share(key)
+            if state is None:
+                state = FutureState(key, node, name)
+                node.machine.want(state)
+        node.wake()
+        return state
+
+    def __repr__(self) -> str:
+        from zmqtasks.display import client_text
+
+        return client_text(self)
+
+    def _repr_html_(self) -> str:
+        from zmqtasks.display import client_html
+
+        return client_html(self)
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a Client cannot be pickled: inside of tasks use get_client()")
+
+
+class _None:
+    """Awaitable, and nothing to complain about when it isn't awaited."""
+
+    def __await__(self) -> Generator[Any, None, None]:
+        return
+        yield
+
+
+def _none() -> _None:
+    return _None()
+
+
+def _local_cluster(**options: Any) -> Any:
+    from zmqtasks.deploy.local import LocalCluster
+
+    return LocalCluster(**options)
+
+
+def task_options(
+    priority: int,
+    retries: int | None,
+    workers: Any,
+    allow_other_workers: bool,
+    resources: Mapping[str, float] | None,
+    idempotent: bool,
+) -> TaskOptions:
+    """Checked options of tasks."""
+    if not isinstance(priority, int):
+        raise ConfigError(f"priority={priority!r}: give an integer")
+    if retries is not None and (not isinstance(retries, int) or retries < 0):
+        raise ConfigError(f"retries={retries!r}: give a number of attempts, 0 or more")
+    if allow_other_workers and workers is None:
+        raise ConfigError("allow_other_workers=True needs workers=...")
+    wanted = {str(name): float(amount) for name, amount in (resources or {}).items()}
+    return TaskOptions(
+        priority=priority,
+        retries=retries or 0,
+        workers=worker_names(workers),
+        allow_other_workers=allow_other_workers,
+        resources=wanted,
+        idempotent=idempotent,
+    )

@@ -1,0 +1,87 @@
+"""The event loop that all synchronous clients of a process share: one daemon thread, started with the first client."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import weakref
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """A running event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self.loop = _new_event_loop()
+        self._started = threading.Event()
+        self.thread = threading.Thread(target=self._run, name="zmqtasks-client", daemon=True)
+        self.thread.start()
+        self._started.wait()
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self.loop)
+        self.loop.call_soon(self._started.set)
+        self.loop.run_forever()
+
+    def is_current(self) -> bool:
+        """Whether the caller runs in the loop's thread, and so must not wait for it."""
+        return threading.current_thread() is self.thread
+
+    def run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
+        """The result of `coroutine`, run in the loop. Raises TimeoutError in time; Ctrl-C ends the wait and the coroutine."""
+        if self.is_current():
+            coroutine.close()
+            raise RuntimeError(
+                "a blocking call of a synchronous client inside its own event loop would wait for ever: "
+                "do it in another thread, or use Client(asynchronous=True)"
+            )
+        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        try:
+            return future.result(timeout_s)
+        except BaseException:
+            future.cancel()
+            raise
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # Windows
+        return asyncio.SelectorEventLoop()
+    return uvloop.new_event_loop()
+
+
+_lock = threading.Lock()
+_shared: LoopThread | None = None
+_after_fork: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def shared_loop() -> LoopThread:
+    """The loop thread of this process."""
+    global _shared
+    with _lock:
+        if _shared is None or not _shared.thread.is_alive():
+            _shared = LoopThread()
+        return _shared
+
+
+def on_fork(node: Any) -> None:
+    """`node.forked()` will be called in the child after a fork of this process."""
+    _after_fork.add(node)
+
+
+def _forked() -> None:
+    global _lock, _shared
+    _lock = threading.Lock()  # the parent may have held it
+    _shared = None  # its thread exists in the parent only
+    for node in list(_after_fork):
+        node.forked()
+
+
+register: Callable[..., None] | None = getattr(os, "register_at_fork", None)
+if register is not None:
+    register(after_in_child=_forked)

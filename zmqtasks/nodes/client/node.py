@@ -1,0 +1,435 @@
+"""The shell of a client: its channel to the scheduler, its links to workers, and the lock that guards its machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import Any
+
+import msgspec
+
+from zmqtasks import errors
+from zmqtasks.config import Config
+from zmqtasks.errors import (
+    ClientClosedError,
+    CommError,
+    RemoteProtocolError,
+    SchedulerLostError,
+    SerializationError,
+    ZmqTasksError,
+)
+from zmqtasks.ids import Key, new_instance_id
+from zmqtasks.nodes.channel import Channel, DataPool, open_channel
+from zmqtasks.nodes.client import loop as loops
+from zmqtasks.nodes.client.callbacks import CallbackThread
+from zmqtasks.nodes.client.console import show_records
+from zmqtasks.nodes.client.machine import ClientMachine
+from zmqtasks.nodes.client.state import FutureState
+from zmqtasks.protocol.ops import (
+    ClientIntroduction,
+    ClusterChanged,
+    Goodbye,
+    Locations,
+    LogMessages,
+    Op,
+    PlaceData,
+    PlacementFailed,
+    Query,
+    QueryAnswered,
+    RequestLocations,
+    Restart,
+    RunFinished,
+    RunFunction,
+    SchedulerToClient,
+)
+from zmqtasks.security import Security
+
+logger = logging.getLogger("zmqtasks.client")
+
+COLLECT_S = 0.02
+"""Dropped futures are looked for this often while there are any: a wake-up of the loop for each would double its work."""
+
+BACKLOG_POLL_S = 0.002
+
+PER_TASK_BYTES = 16
+"""About what a task takes in a message beside its arguments."""
+
+
+class ClientNode:
+    """One client session. Methods without a note may be called in any thread; coroutines belong to the node's loop."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        security: Security,
+        config: Config,
+        name: str = "",
+        loop_thread: loops.LoopThread | None = None,
+        shows_output: bool = True,
+    ) -> None:
+        self.address = address
+        self.security = security
+        self.config = config
+        self.name = name
+        self.loop_thread = loop_thread
+        self.shows_output = shows_output
+        self.lock = threading.Lock()
+        self.machine = ClientMachine()
+        self.dropped = self.machine.dropped
+        self.asleep = True
+        """Nobody looks for dropped futures at the moment: whoever drops one has to wake the loop."""
+        self.cluster = ClusterChanged(0, 0, 0)
+        self.channel: Channel | None = None
+        self.ended = False
+        self.error: ZmqTasksError | None = None
+        """Why nothing can be asked any more."""
+        self._flush_due = False
+        self._unflushed_bytes = 0
+        self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._runs: dict[int, list[RunFinished]] = {}
+        self._placements: dict[asyncio.Task[None], frozenset[Key]] = {}
+        self._cluster_waiters: set[asyncio.Future[None]] = set()
+        self._link_lost_at = 0.0
+        self._kept: set[asyncio.Task[Any]] = set()
+        self.client: Any = None
+        """The `Client` around this node."""
+        self.callbacks = CallbackThread()
+
+    # Beginning and end
+
+    async def start(self) -> None:
+        """Connects to the scheduler; raises the errors of `open_channel`."""
+        self.loop = asyncio.get_running_loop()
+        instance = new_instance_id()
+        introduction = ClientIntroduction(self.name, os.getpid(), socket.gethostname())
+        self.pool = DataPool(security=self.security, config=self.config, instance_id=instance, name=self.name)
+        self.channel = await open_channel(
+            self.address,
+            introduction,
+            self,
+            incoming=SchedulerToClient,
+            security=self.security,
+            config=self.config,
+            instance_id=instance,
+        )
+        welcome = self.channel.welcome
+        assert welcome is not None
+        with self.lock:
+            self.machine.admitted(welcome.number)
+        for warning in welcome.warnings:
+            logger.warning("%s: %s", self.address, warning)
+        loops.on_fork(self)
+
+    async def close(self, reason: str = "") -> None:
+        """Says goodbye; pending futures are cancelled. Closing again does nothing."""
+        if self.channel is not None and not self.ended:
+            self._flush()
+            self._end(
+                ClientClosedError("the client is closed: make a new one"), "CancelledError", "the client was closed"
+            )
+            await self.channel.close(reason)
+        for task in [*self._placements, *self._kept]:
+            task.cancel()
+        self.callbacks.stop()
+        if self.channel is not None:
+            await self.pool.close()
+
+    def forked(self) -> None:
+        """In the child after a fork: the loop stayed in the parent, so this node is of no use here."""
+        self.lock = threading.Lock()
+        self.asleep = False
+        self.ended = True
+        self.dropped = deque(maxlen=0)
+        self.error = ClientClosedError(
+            "this process was forked from the one that made the client: make a new Client here (or spawn, don't fork)"
+        )
+        self.machine.end("CancelledError", str(self.error))
+
+    def check_usable(self) -> None:
+        """Raises the error that ended this node, if it has ended."""
+        if self.error is not None:
+            raise type(self.error)(*self.error.args)
+        if self.channel is None:
+            raise ClientClosedError("the client is not connected yet: `await` it, or use `async with Client(...)`")
+
+    # Sending
+
+    def wake(self) -> None:
+        """Has the loop send what the machine has to say."""
+        if not self._flush_due:
+            self._flush_due = True
+            try:
+                self.loop.call_soon_threadsafe(self._flush)
+            except RuntimeError:  # closed, at exit
+                pass
+
+    def wake_to_collect(self) -> None:
+        """A future was dropped while nobody looked. Takes no lock: garbage collection may run this anywhere."""
+        self.asleep = False
+        try:
+            self.loop.call_soon_threadsafe(self._collect_later)
+        except RuntimeError:
+            pass
+
+    def tell(self, op: Op) -> None:
+        """Sends an op that changes nothing here."""
+        with self.lock:
+            self.machine.send(op)
+        self.wake()
+
+    def count_bytes(self, size_bytes: int) -> None:
+        """About so much was added to the machine's outbox (under the lock)."""
+        self._unflushed_bytes += size_bytes
+
+    def is_backlogged(self) -> bool:
+        """Whether more is on its way to the scheduler than a submission should add to."""
+        channel = self.channel
+        return channel is not None and channel.queued_bytes + self._unflushed_bytes > self.config.client_backlog_bytes
+
+    def wait_backlog(self) -> None:
+        """Waits while too much is on its way to the scheduler. Ctrl-C interrupts; does not wait in the node's own loop."""
+        while self.is_backlogged():
+            if self.loop_thread is None or self.loop_thread.is_current():
+                return
+            self.check_usable()
+            time.sleep(BACKLOG_POLL_S)
+
+    def _flush(self) -> None:
+        self._flush_due = False
+        with self.lock:
+            self.machine.collect_dropped()
+            ops = self.machine.take()
+            self._unflushed_bytes = 0
+        if ops:
+            self._send(ops)
+
+    def _send(self, ops: list[Op]) -> None:
+        if self.channel is None or self.ended:
+            return
+        try:
+            self.channel.send(ops)
+        except CommError as exc:
+            self._lost(exc)
+        except ZmqTasksError as exc:
+            logger.exception("could not send to the scheduler")
+            self.channel.abort(str(exc))
+            self._lost(exc)
+
+    def _collect_later(self) -> None:
+        self.loop.call_later(COLLECT_S, self._collect)
+
+    def _collect(self) -> None:
+        if self.ended:
+            return
+        if self.dropped:
+            self._flush()
+            self._collect_later()
+            return
+        self.asleep = True
+        if self.dropped:  # dropped by a thread that still saw us awake
+            self.asleep = False
+            self._collect_later()
+
+    # The channel's callbacks, in the loop
+
+    def ops_received(self, channel: Channel, ops: list[Op]) -> None:
+        try:
+            with self.lock:
+                rest = self.machine.receive(ops)
+                if self.dropped:
+                    self.machine.collect_dropped()
+                out = self.machine.take()
+        except ValueError as exc:  # columns that do not fit
+            error = RemoteProtocolError(f"the scheduler sent a malformed op: {exc}")
+            channel.abort(str(error))
+            self._lost(error)
+            return
+        if out:
+            self._send(out)
+        for op in rest:
+            self._handle(op)
+
+    def link_lost(self, channel: Channel, error: Exception) -> None:
+        self._link_lost_at = time.monotonic()
+        logger.debug("lost the link to the scheduler at %s: %s", self.address, error)
+
+    def link_resumed(self, channel: Channel) -> None:
+        after_s = time.monotonic() - self._link_lost_at
+        logger.info("the link to the scheduler at %s is back after %.1f s; nothing was lost", self.address, after_s)
+
+    def channel_ended(self, channel: Channel, error: Exception | None) -> None:
+        if not self.ended:
+            self._lost(error)
+
+    def _lost(self, error: Exception | None) -> None:
+        text = f"{error}" if error is not None else "it has shut down"
+        lost = SchedulerLostError(f"the scheduler at {self.address} is gone: {text}")
+        lost.__cause__ = error
+        self._end(lost, "SchedulerLostError", str(lost))
+
+    def _end(self, error: ZmqTasksError, kind: str, reason: str) -> None:
+        if self.ended:
+            return
+        self.ended = True
+        self.error = error
+        self.asleep = False
+        with self.lock:
+            self.machine.end(kind, reason)
+            self.dropped = self.machine.dropped = deque(maxlen=0)
+        requests, self._requests = self._requests, {}
+        for future in requests.values():
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # whoever asked may have stopped waiting
+        for waiter in self._cluster_waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _handle(self, op: Op) -> None:
+        if isinstance(op, ClusterChanged):
+            self.cluster = op
+            for waiter in self._cluster_waiters:
+                if not waiter.done():
+                    waiter.set_result(None)
+        elif isinstance(op, (Locations, QueryAnswered)):
+            self._answer(op.request, op)
+        elif isinstance(op, RunFinished):
+            self._on_run_finished(op)
+        elif isinstance(op, PlaceData):
+            self._place(op)
+        elif isinstance(op, LogMessages):
+            if self.shows_output:
+                show_records(op.records)
+        elif not isinstance(op, Goodbye):  # the channel ends after a goodbye, and tells so
+            logger.debug("unexpected from the scheduler: %s", type(op).__name__)
+
+    def _answer(self, request: int, answer: object) -> None:
+        future = self._requests.pop(request, None)
+        if future is not None and not future.done():
+            future.set_result(answer)
+
+    def keep_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Runs a coroutine whose result nobody waits for."""
+        task = self.loop.create_task(coroutine)
+        self._kept.add(task)
+        task.add_done_callback(self._kept_task_ended)
+
+    def _kept_task_ended(self, task: asyncio.Task[Any]) -> None:
+        self._kept.discard(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            logger.warning("in the background: %s: %s", type(exc).__name__, exc)
+
+    # Requests, in the loop
+
+    async def _ask(self, make: Any) -> Any:
+        self.check_usable()
+        with self.lock:
+            request = self.machine.next_request()
+            self.machine.send(make(request))
+        future = self._requests[request] = self.loop.create_future()
+        self._flush()
+        try:
+            return await future
+        finally:
+            self._requests.pop(request, None)
+
+    async def query(self, what: str, keys: Iterable[Key] = (), workers: Iterable[str] = ()) -> Any:
+        """The scheduler's answer to a question, as plain data."""
+        answer = await self._ask(lambda request: Query(request, what, list(keys), list(workers)))
+        return _opened(answer)
+
+    async def restart(self, timeout_s: float) -> Any:
+        """Restarts the workers; the scheduler's answer."""
+        return _opened(await self._ask(lambda request: Restart(request, timeout_s)))
+
+    async def run(self, function: bytes, workers: list[str], on_nanny: bool) -> list[RunFinished]:
+        """Calls a function on workers; the answers in the order in which they came."""
+        number = 0
+
+        def make(request: int) -> Op:
+            nonlocal number
+            number = request
+            self._runs[request] = []
+            return RunFunction(request, function, workers, on_nanny)
+
+        try:
+            await self._ask(make)
+            return self._runs[number]
+        finally:
+            self._runs.pop(number, None)
+
+    def _on_run_finished(self, op: RunFinished) -> None:
+        answers = self._runs.get(op.request)
+        if answers is None:
+            return
+        if op.worker:
+            answers.append(op)
+        else:
+            if op.error:
+                answers.append(op)
+            self._answer(op.request, None)
+
+    async def locate(self, keys: list[Key]) -> dict[Key, list[str]]:
+        """The data addresses of who holds `keys` now."""
+        answer: Locations = await self._ask(lambda request: RequestLocations(request, keys))
+        return dict(zip(answer.keys, answer.holders, strict=True))
+
+    async def wait_cluster_changed(self) -> None:
+        """Returns with the next change of the cluster's size, or the end of this node."""
+        waiter: asyncio.Future[None] = self.loop.create_future()
+        self._cluster_waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            self._cluster_waiters.discard(waiter)
+        self.check_usable()
+
+    # Data of this client on its way to workers
+
+    def _place(self, op: PlaceData) -> None:
+        task = self.loop.create_task(self._put_all(op.keys, op.addresses))
+        self._placements[task] = frozenset(op.keys)
+        task.add_done_callback(lambda done: self._placements.pop(done, None))
+
+    async def _put_all(self, keys: list[Key], addresses: list[str]) -> None:
+        payloads = self.machine.payloads
+        items = [(key, payloads[key]) for key in keys if key in payloads]
+        await asyncio.gather(*[self._put(address, items) for address in addresses])
+
+    async def _put(self, address: str, items: Sequence[Any]) -> None:
+        try:
+            await self.pool.put(address, list(items))
+        except (CommError, ZmqTasksError) as exc:
+            logger.debug("could not put data on %s: %s", address, exc)
+            self.tell(PlacementFailed([key for key, _ in items], address, str(exc)))
+
+    def is_placing(self, states: Iterable[FutureState]) -> bool:
+        """Whether data of these keys is on its way to a worker."""
+        keys = {state.key for state in states}
+        return any(not placed.isdisjoint(keys) for placed in self._placements.values())
+
+    async def wait_placed(self, states: Iterable[FutureState]) -> None:
+        """Returns when no data of these keys is on its way to a worker any more."""
+        keys = {state.key for state in states}
+        while tasks := [task for task, placed in self._placements.items() if not placed.isdisjoint(keys)]:
+            await asyncio.wait(tasks)
+
+
+def _opened(answer: QueryAnswered) -> Any:
+    if answer.error:
+        name, _, text = answer.error.partition(": ")
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, ZmqTasksError):
+            raise kind(text)
+        raise ZmqTasksError(answer.error)
+    try:
+        return msgspec.msgpack.decode(answer.answer, strict=False) if answer.answer else None
+    except msgspec.MsgspecError as exc:
+        raise SerializationError(f"the scheduler's answer cannot be read: {exc}") from exc

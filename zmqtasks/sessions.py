@@ -1,0 +1,148 @@
+"""Which client is meant: the default one, or inside of tasks the one of the worker's process."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from zmqtasks.client import Client
+
+_CONTEXT = "zmqtasks.nodes.worker.context"
+
+_lock = threading.Lock()
+_open: dict[int, Client] = {}
+"""Clients that were made and not closed; they close at exit."""
+_defaults: list[Client] = []
+"""The last one is the default."""
+_task_clients: dict[str, Client] = {}
+"""By scheduler address: one for all tasks of this process."""
+
+
+def opened(client: Client, as_default: bool) -> None:
+    """A client has connected."""
+    with _lock:
+        _open[id(client)] = client
+        if as_default:
+            _defaults.append(client)
+
+
+def closed(client: Client) -> None:
+    """A client is closed."""
+    with _lock:
+        _open.pop(id(client), None)
+        if client in _defaults:
+            _defaults.remove(client)
+
+
+def default_client() -> Client:
+    """The client that was made last and is still open; raises ValueError when there is none."""
+    if not _defaults:
+        raise ValueError("there is no client here: make one with Client(...)")
+    return _defaults[-1]
+
+
+def get_client(address: str | None = None, timeout: float | str | None = None, resolve_address: bool = True) -> Client:
+    """The client to use at this place.
+
+    Inside a task: a client of the worker's process, connected to the scheduler of that task, with which the task can submit
+    tasks of its own and wait for them (its slot is free for others meanwhile). Elsewhere: the default client. Raises
+    ValueError when there is neither.
+
+    >>> def total(n):
+    ...     client = get_client()
+    ...     return sum(client.gather(client.map(pow, range(n), [2] * n)))
+    """
+    worker = _current_worker()
+    if worker is None:
+        if address is not None and (not _defaults or _defaults[-1].address != address):
+            from zmqtasks.client import Client
+
+            return Client(address, timeout=timeout)
+        return default_client()
+    return _client_of(worker, timeout)
+
+
+@contextmanager
+def worker_client(timeout: float | str | None = None, separate_thread: bool = True) -> Iterator[Client]:
+    """Inside a task: the client of `get_client`, as a context; with `separate_thread` the task leaves its slot meanwhile.
+
+    >>> def total(n):
+    ...     with worker_client() as client:
+    ...         return sum(client.gather(client.map(pow, range(n), [2] * n)))
+    """
+    worker = _current_worker()
+    if worker is None:
+        raise ValueError("worker_client() works inside of tasks only; elsewhere use get_client()")
+    client = _client_of(worker, timeout)
+    if not separate_thread:
+        yield client
+        return
+    context = sys.modules[_CONTEXT]
+    context.secede()
+    try:
+        yield client
+    finally:
+        context.rejoin()
+
+
+def _current_worker() -> Any:
+    context = sys.modules.get(_CONTEXT)
+    if context is None:
+        return None
+    thread = context.current_thread()
+    return None if thread is None else thread.executor.worker
+
+
+def _client_of(worker: Any, timeout: float | str | None) -> Client:
+    address: str = worker.scheduler_address
+    with _lock:
+        client = _task_clients.get(address)
+        if client is not None and client.usable:
+            return client
+    with _connecting:  # not under _lock: connecting takes time, and closing others must go on meanwhile
+        client = _task_clients.get(address)
+        if client is None or not client.usable:
+            from zmqtasks.client import Client
+
+            client = Client(
+                address,
+                security=worker.security,
+                config=worker.config,
+                name=f"tasks of {worker.name}",
+                timeout=timeout,
+                set_as_default=False,
+                shows_output=False,
+            )
+            _task_clients[address] = client
+        return client
+
+
+_connecting = threading.Lock()
+
+
+@atexit.register
+def _close_all() -> None:
+    for client in list(_open.values()):
+        try:
+            client._close_at_exit()
+        except Exception:  # nobody is left to tell
+            pass
+
+
+def _forked() -> None:
+    global _lock, _connecting
+    _lock = threading.Lock()
+    _connecting = threading.Lock()
+    _open.clear()
+    _defaults.clear()
+    _task_clients.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forked)

@@ -217,7 +217,8 @@ def _assemble(
     return values
 
 
-def _raise(error: BaseException) -> NoReturn:
+def _raise(error: BaseException | None) -> NoReturn:
+    assert error is not None
     try:
         raise error
     finally:

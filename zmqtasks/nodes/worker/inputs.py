@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 
 from zmqtasks.ids import Key
-from zmqtasks.nodes.worker.instructions import DropKeys, FetchKeys, KeepInline, Outbox
+from zmqtasks.nodes.worker.instructions import DropInline, DropKeys, FetchKeys, KeepInline, Outbox
 from zmqtasks.nodes.worker.state import Input, InputState, Run
 from zmqtasks.nodes.worker.transitions import change_input
 from zmqtasks.protocol.ops import DataAdded, FetchFailed, Inputs
@@ -148,7 +148,7 @@ class InputTable:
                 dropped.append(record.key)
         run.records = ()
         if dropped:
-            self._outbox.instructions.append(DropKeys(dropped))
+            self._outbox.instructions.append(DropInline(dropped))
 
     def _forget(self, record: Input) -> bool:
         """Whether the store has a value to drop; a fetch on its way is left alone and judged when it ends."""
@@ -165,7 +165,7 @@ class InputTable:
         self._fresh -= self._stale
         self._stale = set(self._fresh)
         if dropped:
-            self._outbox.instructions.append(DropKeys(dropped))
+            self._outbox.instructions.append(DropInline(dropped))
 
     def _forget_unused(self, key: Key) -> bool:
         record = self.records.get(key)

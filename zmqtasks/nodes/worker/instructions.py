@@ -38,14 +38,20 @@ class FetchKeys(msgspec.Struct, frozen=True):
 
 
 class KeepInline(msgspec.Struct, frozen=True):
-    """The value of an input that came with the tasks: an inline payload, kept until `DropKeys`."""
+    """The value of an input that came with the tasks: an inline payload, kept until `DropInline`."""
 
     key: Key
     value: bytes
 
 
 class DropKeys(msgspec.Struct, frozen=True):
-    """Values that the store is to forget."""
+    """Results and replicas that the store is to forget."""
+
+    keys: list[Key]
+
+
+class DropInline(msgspec.Struct, frozen=True):
+    """Inputs of `KeepInline` that no run uses any more; where a result has taken the place of one, it stays."""
 
     keys: list[Key]
 
@@ -70,7 +76,7 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 Instruction: TypeAlias = (
-    StartRuns | TakeBack | Interrupt | FetchKeys | KeepInline | DropKeys | LearnFunctions | Call | Stop
+    StartRuns | TakeBack | Interrupt | FetchKeys | KeepInline | DropKeys | DropInline | LearnFunctions | Call | Stop
 )
 
 

@@ -35,6 +35,7 @@ from zmqtasks.nodes.worker.calls import call_in_thread
 from zmqtasks.nodes.worker.executor import Executor
 from zmqtasks.nodes.worker.instructions import (
     Call,
+    DropInline,
     DropKeys,
     FetchKeys,
     Finished,
@@ -287,6 +288,8 @@ class WorkerNode:
                 self._store.put_inline(key, value)
             case DropKeys(keys):
                 self._store.drop(keys)
+            case DropInline(keys):
+                self._store.drop_inline(keys)
             case LearnFunctions(digests, functions):
                 self.executor.learn_functions(digests, functions)
             case Call(op):

@@ -63,6 +63,7 @@ class Store:
     def __init__(self) -> None:
         self.entries: dict[Key, Entry] = {}
         self.stored_bytes = 0
+        self._inline: set[Key] = set()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -74,6 +75,7 @@ class Store:
     def put_inline(self, key: Key, data: bytes) -> None:
         """Keeps an inline payload unopened."""
         self._put(key, Entry(_UNOPENED, len(data), data))
+        self._inline.add(key)
 
     def put_payload(self, key: Key, payload: Payload) -> None:
         """Keeps a payload unopened; its frames belong to the store from now on."""
@@ -82,6 +84,7 @@ class Store:
     def _put(self, key: Key, entry: Entry) -> None:
         if (old := self.entries.get(key)) is not None:
             self.stored_bytes -= old.size
+            self._inline.discard(key)
         self.entries[key] = entry
         self.stored_bytes += entry.size
 
@@ -90,6 +93,12 @@ class Store:
         for key in keys:
             if (entry := self.entries.pop(key, None)) is not None:
                 self.stored_bytes -= entry.size
+
+    def drop_inline(self, keys: Iterable[Key]) -> None:
+        """Forgets those values that still are what `put_inline` kept."""
+        inline = [key for key in keys if key in self._inline]
+        self._inline.difference_update(inline)
+        self.drop(inline)
 
     def read(self, key: Key) -> Payload | str | None:
         """The value for a peer, None when it is not here, or why it cannot be sent."""

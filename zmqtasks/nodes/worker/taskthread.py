@@ -41,6 +41,7 @@ class TaskThread(threading.Thread):
         self.partial: dict[int, str] = {}
         """Output of the task that has no line end yet, by level."""
         self._blocks = 0
+        self._is_blocked = False
         self._blocked_at = 0
         self._blocked_ns = 0
         self._seceded = False
@@ -199,6 +200,7 @@ class TaskThread(threading.Thread):
         assert run is not None
         if not self._blocks and not self._seceded:
             self.executor.slots.release(self, to_wait=True)
+            self._is_blocked = True
             self._blocked_at = perf_counter_ns()
             self.executor.report(Blocked(run))
         self._blocks += 1
@@ -208,7 +210,8 @@ class TaskThread(threading.Thread):
         run = self.current
         assert run is not None
         self._blocks -= 1
-        if not self._blocks and not self._seceded:
+        if not self._blocks and self._is_blocked:
+            self._is_blocked = False
             self.executor.slots.acquire(self, may_wait)
             self._blocked_ns += perf_counter_ns() - self._blocked_at
             self.executor.report(Resumed(run))

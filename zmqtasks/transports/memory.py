@@ -17,14 +17,19 @@ _ZEROED_BELOW = 64 * KIB
 def allocate_aligned(size_bytes: int) -> memoryview:
     """Writable memory of `size_bytes` that starts at a multiple of `ALIGNMENT`; its content is arbitrary."""
     if size_bytes < _ZEROED_BELOW:
-        block = bytearray(size_bytes + ALIGNMENT)
-        offset = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % ALIGNMENT
-        return memoryview(block)[offset : offset + size_bytes]
+        return allocate_zeroed(size_bytes)
     import numpy as np
 
     array = np.empty(size_bytes + ALIGNMENT, np.uint8)
     offset = -array.ctypes.data % ALIGNMENT
     return array[offset : offset + size_bytes].data
+
+
+def allocate_zeroed(size_bytes: int) -> memoryview:
+    """Like `allocate_aligned`, filled with zeros, and never by numpy."""
+    block = bytearray(size_bytes + ALIGNMENT)
+    offset = -ctypes.addressof(ctypes.c_char.from_buffer(block)) % ALIGNMENT
+    return memoryview(block)[offset : offset + size_bytes]
 
 
 class SmallFrameArena:

@@ -23,7 +23,7 @@ import threading
 
 from zmqtasks.errors import LimitExceededError, LocalProtocolError, RemoteProtocolError
 from zmqtasks.protocol.frames import GIB, KIB, Frames, Limits, as_bytes_view
-from zmqtasks.transports.memory import SmallFrameArena, allocate_aligned
+from zmqtasks.transports.memory import SmallFrameArena, allocate_aligned, allocate_zeroed
 
 PREAMBLE = b"\xf5ztasks\x01"
 """First bytes of a stream: no text, no TLS record, no ZMTP greeting starts so; the last byte is the framing's
@@ -56,7 +56,7 @@ class _ThreadScratch(threading.local):
     """Receive memory of one thread, for all its readers."""
 
     def __init__(self) -> None:
-        self.buffer = allocate_aligned(_SCRATCH_BYTES)
+        self.buffer = allocate_zeroed(_SCRATCH_BYTES)
         self.arena = SmallFrameArena()
 
 

@@ -151,10 +151,18 @@ def _cell(text: str) -> str:
     return _prose(text).replace("|", "\\|")
 
 
+def recorded_journey() -> str:
+    """One task's messages, recorded now."""
+    from docs.journey import journey
+
+    return journey()
+
+
 PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "ops": ("wire.md", op_tables),
     "scheduler transitions": ("design.md", scheduler_transitions),
     "worker transitions": ("design.md", worker_transitions),
+    "journey": ("journey.md", recorded_journey),
 }
 
 

@@ -167,8 +167,8 @@ def test_ctrl_c_is_for_the_program(tmp_path):
         from zmqtasks import Client, LocalCluster
         with LocalCluster(n_workers=2, threads_per_worker=1) as cluster, Client(cluster) as client:
             pids = client.run(lambda: __import__("os").getpid())
-            print("started", flush=True)
             try:
+                print("started", flush=True)
                 time.sleep(60)
             except KeyboardInterrupt:
                 print(client.submit(pow, 2, 10).result())

@@ -17,9 +17,10 @@ TIMEOUT_S = 30.0
 class Shell:
     """`python -m zmqtasks ...` in the background; ends with the `with` block."""
 
-    def __init__(self, *arguments: str, group: bool = False) -> None:
-        """`group`: in a process group of its own, which signals go to, as those of a terminal do."""
-        self.command = [sys.executable, "-m", "zmqtasks", *arguments]
+    def __init__(self, *arguments: str, group: bool = False, prefix: tuple[str, ...] = ()) -> None:
+        """`group`: in a process group of its own, which signals go to, as those of a terminal do; `prefix`: a command that runs
+        the rest (`ip netns exec NAME`)."""
+        self.command = [*prefix, sys.executable, "-m", "zmqtasks", *arguments]
         self._group = group
         self.process = subprocess.Popen(
             self.command,

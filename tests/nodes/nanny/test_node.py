@@ -28,6 +28,7 @@ from zmqtasks.protocol.ops import (
     RestartWorkers,
     RunsExecuting,
     StopNanny,
+    StopWorker,
     TaskErred,
     TasksFinished,
     WorkerChecked,
@@ -294,3 +295,16 @@ async def test_workers_die_with_their_nanny_even_in_a_task_that_holds_the_interp
 def _cpu_ticks(pid: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
+
+
+@on_loop
+async def test_a_worker_that_the_scheduler_tells_to_end_is_not_started_again() -> None:
+    async with nursery(2) as (stub, link, nanny):
+        stub.workers[0].send(StopWorker("retired"))
+        assert await link.take(WorkerExited) == WorkerExited(
+            stub.workers[0].instance, 0, "exited with code 0", [], expected=True, restarting=False
+        )
+        assert len(nanny.workers) == 1
+        stub.workers[1].send(StopWorker("retired"))
+        async with asyncio.timeout(DEADLINE_S):
+            assert await nanny.finished() is None

@@ -24,7 +24,6 @@ from zmqtasks.nodes.channel import Channel, open_channel
 from zmqtasks.nodes.nanny.memory import KILL_SHARE, is_stopped, next_look_s, private_bytes
 from zmqtasks.nodes.nanny.process import WorkerProcess, over_limit
 from zmqtasks.nodes.nanny.restarts import RestartPolicy
-from zmqtasks.nodes.worker.calls import call_in_thread
 from zmqtasks.protocol.ops import (
     CallFinished,
     CallFunction,
@@ -214,6 +213,9 @@ class NannyNode:
             logger.warning("worker process %d ended%s: %s", worker.pid, doing, worker.cause)
         if wanted:
             self._start_again(worker, place, delay_s)
+        elif self._closing is None and self._all_ready.done() and not self.workers and not self._timers:
+            logger.info("the nanny ends: its workers were told to")
+            self._end(None)
 
     def _start_again(self, worker: WorkerProcess, place: int, delay_s: float | None) -> None:
         if delay_s is None:
@@ -283,6 +285,8 @@ class NannyNode:
                     logger.info("the nanny was told to end%s", f": {reason}" if reason else "")
                     self._end(None)
                 case CallFunction():
+                    from zmqtasks.nodes.worker.calls import call_in_thread  # needs what opens user objects
+
                     call_in_thread(op, self, "dask_nanny", self._call_finished)
                 case Goodbye():
                     pass

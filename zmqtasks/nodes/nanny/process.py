@@ -130,18 +130,21 @@ class WorkerProcess:
         chunk = _read_chunk(self._ready_pipe)
         if chunk is None:
             return
-        self._said += chunk
-        if chunk and b"\n" not in self._said:
-            return
-        self._ready_pipe = self._close_pipe(self._ready_pipe)
-        if b"\n" in self._said:
-            message = json.loads(self._said)
-            if "error" in message:
-                self.error = (message["kind"], message["error"])
-            elif not self.exited:
-                self.ready = True
-                self.address = message["ready"]["address"]
-                self._on_ready(self)
+        *lines, self._said = (self._said + chunk).split(b"\n")
+        for line in lines:
+            self._on_message(json.loads(line))
+        if not chunk:
+            self._ready_pipe = self._close_pipe(self._ready_pipe)
+
+    def _on_message(self, message: dict[str, Any]) -> None:
+        if "error" in message:
+            self.error = (message["kind"], message["error"])
+        elif "stopped" in message:
+            self.expected = True  # by its scheduler
+        elif not self.exited:
+            self.ready = True
+            self.address = message["ready"]["address"]
+            self._on_ready(self)
 
     def _stderr_readable(self) -> None:
         chunk = _read_chunk(self._stderr_pipe)

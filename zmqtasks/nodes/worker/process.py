@@ -2,8 +2,8 @@
 
 The nanny writes JSON lines into stdin: first all settings (the cluster key among them), then, as soon as it is known,
 the scheduler's address: by then everything has been imported. The pipe stays open as long as the nanny lives; at its
-end the worker leaves in good order. One line goes back through a pipe of its own: `{"ready": {...}}` or `{"error":
-..., "kind": ...}`.
+end the worker leaves in good order. Lines go back through another pipe: `{"ready": {...}}` or `{"error": ..., "kind":
+...}`, and `{"stopped": true}` when the scheduler has told the worker to end.
 
 Until it is ready the process writes its stderr into a pipe of the nanny, which shows it when the start fails; then it
 takes over the nanny's own stderr.
@@ -151,7 +151,10 @@ async def _serve(settings: dict[str, Any], lines: _Lines) -> int:
         _become_ready(settings, node)
         if not await _first(node.finished(), stop):
             return 0
-        return EXIT_SCHEDULER_LOST if await node.finished() is not None else 0
+        if await node.finished() is not None:
+            return EXIT_SCHEDULER_LOST
+        _report(settings, {"stopped": True})
+        return 0
     finally:
         await node.close("the worker ends")
 
@@ -171,6 +174,7 @@ async def _first(work: Coroutine[Any, Any, Any], stop: asyncio.Event) -> bool:
 
 def _become_ready(settings: dict[str, Any], node: WorkerNode) -> None:
     _report(settings, {"ready": {"address": node.address}})
+    os.set_inheritable(settings["ready_descriptor"], False)  # not for processes that tasks start
     sys.stderr.flush()
     os.dup2(settings["stderr_descriptor"], 2)
     os.close(settings["stderr_descriptor"])
@@ -190,8 +194,7 @@ def _map_marks(descriptor: int) -> memoryview:
 def _report(settings: dict[str, Any], message: dict[str, Any]) -> None:
     try:
         os.write(settings["ready_descriptor"], json.dumps(message).encode() + b"\n")
-        os.close(settings["ready_descriptor"])
-    except OSError:  # the nanny is gone, or was told before
+    except OSError:  # the nanny is gone
         return
 
 

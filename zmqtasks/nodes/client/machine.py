@@ -87,7 +87,11 @@ class ClientMachine:
         self._first_key = first_key_of_client(client_number)
         self._next_counter = 1
         self._next_request = 1
-        self._released_names: set[Key] = set()
+        self._released_names: dict[Key, int] = {}
+        """Names that were released, each with the number of that release."""
+        self._releases = 0
+        self._bounding: tuple[int, int] | None = None
+        """The fence under way that will let names be forgotten: its request, and the last release before it."""
         self._fences: dict[int, frozenset[Key]] = {}
         self._data_fences: dict[Key, int] = {}
         """Retained data that was released and declared again: until the answer, `DropData` is about the former wish."""
@@ -128,7 +132,7 @@ class ClientMachine:
         self.payloads.update(zip(op.keys, payloads, strict=True))
         if op.retained:
             self._retained.update(op.keys)
-            again = self._released_names.intersection(op.keys)
+            again = self._released_names.keys() & op.keys
             if again:
                 self._data_fences.update(dict.fromkeys(again, self._fence(again)))
         self._add_states(states)
@@ -162,6 +166,7 @@ class ClientMachine:
             if isinstance(key, str):
                 self._remember_release(key)
         self._outbox.append(ReleaseKeys(keys))
+        self._bound_released_names()
 
     def collect_dropped(self) -> None:
         """Counts down the records of futures that went away; the keys of those without futures are released."""
@@ -181,6 +186,7 @@ class ClientMachine:
                     self._remember_release(key)
         if released and self.fault is None:
             self._outbox.append(ReleaseKeys(released))
+            self._bound_released_names()
 
     def cancel(self, states: Iterable[FutureState], force: bool = False, reason: str = "") -> None:
         """Ends tasks; their futures are cancelled from now on, whatever arrives."""
@@ -192,6 +198,7 @@ class ClientMachine:
             self._settle(state, CANCELLED, fault)
         if keys and self.fault is None:
             self._outbox += [CancelTasks(keys, force, reason), ReleaseKeys(keys)]
+            self._bound_released_names()
 
     def retry(self, states: Iterable[FutureState]) -> None:
         """Failed tasks are pending again; others are left as they are."""
@@ -312,6 +319,10 @@ class ClientMachine:
             for_shell.append(op)
 
     def _on_fence(self, request: int) -> None:
+        if self._bounding is not None and request == self._bounding[0]:
+            last = self._bounding[1]
+            self._bounding = None
+            self._released_names = {key: number for key, number in self._released_names.items() if number > last}
         for key in self._fences.pop(request):
             if self._data_fences.get(key) == request:
                 del self._data_fences[key]
@@ -333,14 +344,19 @@ class ClientMachine:
             self.states[key] = state
 
     def _remember_release(self, key: Key) -> None:
-        self._released_names.add(key)
-        if len(self._released_names) > RELEASED_NAMES_LIMIT:
-            self._fence(tuple(self._released_names))
+        self._releases += 1
+        self._released_names[key] = self._releases
+
+    def _bound_released_names(self) -> None:
+        """After the release is in the outbox: with the answer to this fence, what was released before may be forgotten."""
+        if len(self._released_names) > RELEASED_NAMES_LIMIT and self._bounding is None:
+            self._bounding = (self._fence(()), self._releases)
 
     def _fence(self, keys: Iterable[Key]) -> int:
         request = self.next_request()
         self._fences[request] = frozenset(keys)
-        self._released_names.difference_update(keys)
+        for key in keys:
+            self._released_names.pop(key, None)
         self._outbox.append(RequestLocations(request, []))
         return request
 

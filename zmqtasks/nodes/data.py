@@ -71,6 +71,12 @@ class DataPool:
         self._dials: dict[str, asyncio.Task[_AskingLink]] = {}
         self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._received_before = 0
+
+    @property
+    def received_bytes(self) -> int:
+        """What has come in over all its links, those that are closed too."""
+        return self._received_before + sum(link.received_bytes for link in self._links.values())
 
     @property
     def addresses(self) -> list[str]:
@@ -155,6 +161,7 @@ class DataPool:
 
     def _link_ended(self, link: _AskingLink) -> None:
         if self._links.get(link.address) is link:
+            self._received_before += link.received_bytes
             del self._links[link.address]
 
     def _close_surplus(self) -> None:
@@ -166,6 +173,7 @@ class DataPool:
                 self._close(link)
 
     def _close(self, link: _AskingLink) -> None:
+        self._received_before += link.received_bytes
         del self._links[link.address]
         task = asyncio.get_running_loop().create_task(link.close())
         self._closings.add(task)
@@ -197,6 +205,10 @@ class _AskingLink:
     @property
     def busy(self) -> bool:
         return bool(self._waiting)
+
+    @property
+    def received_bytes(self) -> int:
+        return self._comm.statistics().bytes_received
 
     def start(self, ended: Exception | None) -> None:
         self._comm.set_handler(self)

@@ -214,6 +214,11 @@ class WorkerNode:
             fetch.cancel()
 
     @property
+    def fetched_bytes(self) -> int:
+        """What has come in from other workers up to now."""
+        return self._pool.received_bytes
+
+    @property
     def channel(self) -> Channel:
         """The control link to the scheduler."""
         assert self._channel is not None

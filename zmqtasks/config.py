@@ -68,6 +68,6 @@ def _parse(name: str, text: str, default: object) -> object:
         value = type(default)(text)  # type: ignore[call-arg]
     except (ValueError, KeyError):
         raise ConfigError(f"{name}={text!r} is not a {type(default).__name__}") from None
-    if value < 0:
+    if isinstance(value, int | float) and value < 0:
         raise ConfigError(f"{name}={text!r} must not be negative")
     return value

@@ -61,17 +61,21 @@ async def nursery(n_workers: int = 1, **options: Any) -> AsyncIterator[tuple[Sch
             assert not nanny.workers
 
 
-def gone(pid: int) -> bool:
+def state_of(pid: int) -> str:
+    """As in /proc: T is stopped, Z a zombie; empty when it is gone."""
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except OSError:
-        return True
-    return state == "Z"
+        return ""
 
 
-async def wait_gone(*pids: int) -> None:
+def gone(pid: int) -> bool:
+    return state_of(pid) in ("", "Z")
+
+
+async def wait_state(states: str, *pids: int) -> None:
     async with asyncio.timeout(DEADLINE_S):
-        while not all(gone(pid) for pid in pids):
+        while not all(state_of(pid) in states for pid in pids):
             await asyncio.sleep(0.01)
 
 
@@ -157,6 +161,7 @@ async def test_a_frozen_worker_and_one_that_holds_the_interpreter_are_told_apart
         assert await link.take(WorkerChecked) == WorkerChecked(worker.instance, False)
         os.kill(worker.introduction.pid, signal.SIGSTOP)
         try:
+            await wait_state("T", worker.introduction.pid)
             link.send(CheckWorker(worker.instance))
             assert await link.take(WorkerChecked) == WorkerChecked(worker.instance, True)
         finally:
@@ -289,7 +294,7 @@ async def test_workers_die_with_their_nanny_even_in_a_task_that_holds_the_interp
                         await asyncio.sleep(0.02)
             finally:
                 process.kill()
-        await wait_gone(*(op.pid for op in started))
+        await wait_state("Z", *(op.pid for op in started))
 
 
 def _cpu_ticks(pid: int) -> int:

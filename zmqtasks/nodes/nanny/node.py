@@ -8,42 +8,24 @@ are told its address when the nanny itself is connected.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import dataclasses
 import logging
-import os
-import socket
 from collections.abc import Awaitable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zmqtasks import errors
 from zmqtasks.config import Config
-from zmqtasks.errors import CommError, NodeStartError, SchedulerLostError, ZmqTasksError
+from zmqtasks.errors import NodeStartError, ZmqTasksError
 from zmqtasks.ids import InstanceId, new_instance_id
-from zmqtasks.nodes.channel import Channel, open_channel
-from zmqtasks.nodes.nanny.memory import KILL_SHARE, is_stopped, next_look_s, private_bytes
+from zmqtasks.nodes.nanny.memory import KILL_SHARE, next_look_s, private_bytes
 from zmqtasks.nodes.nanny.process import WorkerProcess, over_limit
 from zmqtasks.nodes.nanny.restarts import RestartPolicy
-from zmqtasks.protocol.ops import (
-    CallFinished,
-    CallFunction,
-    CheckWorker,
-    Goodbye,
-    NannyIntroduction,
-    NannyToScheduler,
-    Op,
-    RestartWorkers,
-    SchedulerToNanny,
-    StopNanny,
-    WorkerChecked,
-    WorkerExited,
-    WorkerStarted,
-)
 from zmqtasks.security import Security
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from zmqtasks.nodes.nanny.control import ControlLink
 
-_REMEMBERED_EXITS = 256
+logger = logging.getLogger(__name__)
 
 
 class NannyNode:
@@ -92,9 +74,8 @@ class NannyNode:
         }
         self._places: dict[bytes, int] = {}
         self._policies = [RestartPolicy() for _ in range(n_workers)]
-        self._exits: dict[bytes, WorkerExited] = {}
         self._unready = n_workers
-        self._channel: Channel | None = None
+        self._control: ControlLink | None = None
         self._closing: asyncio.Task[None] | None = None
         self._starting: asyncio.Task[None] | None = None
         self._error: Exception | None = None
@@ -114,17 +95,20 @@ class NannyNode:
         self._all_ready: asyncio.Future[None] = self._loop.create_future()
         for place in range(self.n_workers):
             self._start_worker(place)
+        from zmqtasks.nodes.nanny.control import ControlLink  # loads what links need while the workers load theirs
+
+        control = ControlLink(self)
         self._address = self._target if isinstance(self._target, str) else await self._target
-        self._channel = await open_channel(
+        await control.open(
             self._address,
-            NannyIntroduction(self.name or f"nanny-{os.getpid()}", os.getpid(), socket.gethostname()),
-            self,
-            incoming=SchedulerToNanny,
+            self.name,
             security=self.security,
             config=self.config,
             instance_id=self.instance_id,
         )
-        self._send(*(WorkerStarted(worker.instance_id, worker.pid) for worker in self.workers.values()))
+        self._control = control
+        for worker in self.workers.values():
+            control.worker_started(worker)
         for worker in self.workers.values():
             worker.connect(self._address)
         if self.memory_limit_bytes:
@@ -153,15 +137,16 @@ class NannyNode:
             worker.terminate(self.config.termination_s)
         for worker in workers:
             await worker.wait_gone()
-        if self._channel is not None:
-            await self._channel.close(reason)
+        if self._control is not None:
+            await self._control.close(reason)
         if not self._all_ready.done():
             self._all_ready.cancel()
         elif not self._all_ready.cancelled():
             self._all_ready.exception()  # has been raised by `start`, or nobody waits
-        self._end(None)
+        self.end(None)
 
-    def _end(self, error: Exception | None) -> None:
+    def end(self, error: Exception | None) -> None:
+        """There is nothing more to do: `finished` returns."""
         if not self._finished.is_set():
             self._error = error
             self._finished.set()
@@ -173,8 +158,8 @@ class NannyNode:
         worker = WorkerProcess({**self._settings, "name": name}, self._worker_ready, self._worker_exited)
         self.workers[worker.instance_id] = worker
         self._places[worker.instance_id] = place
-        if self._channel is not None:
-            self._send(WorkerStarted(worker.instance_id, worker.pid))
+        if self._control is not None:
+            self._control.worker_started(worker)
             worker.connect(self._address)
 
     def _worker_ready(self, worker: WorkerProcess) -> None:
@@ -196,18 +181,8 @@ class NannyNode:
         if wanted:
             lived_s = self._loop.time() - worker.started_at
             delay_s = 0.0 if worker.restarting else self._policies[place].died(worker.ready, lived_s)
-        report = WorkerExited(
-            worker.instance_id,
-            worker.exit_code,
-            worker.cause,
-            worker.executing,
-            expected=worker.expected,
-            restarting=delay_s is not None,
-        )
-        self._exits[worker.instance_id] = report
-        if len(self._exits) > _REMEMBERED_EXITS:
-            del self._exits[next(iter(self._exits))]
-        self._send(report)
+        if self._control is not None:
+            self._control.worker_exited(worker, restarting=delay_s is not None)
         if not worker.expected:
             doing = f" while it executed {len(worker.executing)} tasks" if worker.executing else ""
             logger.warning("worker process %d ended%s: %s", worker.pid, doing, worker.cause)
@@ -215,7 +190,7 @@ class NannyNode:
             self._start_again(worker, place, delay_s)
         elif self._closing is None and self._all_ready.done() and not self.workers and not self._timers:
             logger.info("the nanny ends: its workers were told to")
-            self._end(None)
+            self.end(None)
 
     def _start_again(self, worker: WorkerProcess, place: int, delay_s: float | None) -> None:
         if delay_s is None:
@@ -226,7 +201,7 @@ class NannyNode:
                 self._start_error(worker),
             )
             if not self.workers and not self._timers:
-                self._end(self._start_error(worker))
+                self.end(self._start_error(worker))
             return
         if delay_s == 0:
             self._start_worker_or_end(place)
@@ -247,7 +222,7 @@ class NannyNode:
         except NodeStartError as exc:
             logger.error("%s", exc)
             if not self.workers and not self._timers:
-                self._end(exc)
+                self.end(exc)
 
     def _start_error(self, worker: WorkerProcess) -> ZmqTasksError:
         if worker.error is not None:
@@ -271,61 +246,9 @@ class NannyNode:
             delays.append(next_look_s(used, self.memory_limit_bytes))
         self._look = self._loop.call_later(min(delays), self._watch_memory)
 
-    # --- control link -----------------------------------------------------------------------------------------------
-
-    def ops_received(self, channel: Channel, ops: list[Op]) -> None:
-        """Does what the scheduler asks."""
-        for op in ops:
-            match op:
-                case CheckWorker(instance):
-                    self._check(instance)
-                case RestartWorkers(instances):
-                    self._restart(instances or list(self.workers))
-                case StopNanny(reason):
-                    logger.info("the nanny was told to end%s", f": {reason}" if reason else "")
-                    self._end(None)
-                case CallFunction():
-                    from zmqtasks.nodes.worker.calls import call_in_thread  # needs what opens user objects
-
-                    call_in_thread(op, self, "dask_nanny", self._call_finished)
-                case Goodbye():
-                    pass
-                case _:
-                    logger.error("the scheduler sent a %s to a nanny", type(op).__name__)
-
-    def link_lost(self, channel: Channel, error: Exception) -> None:
-        """Workers go on."""
-
-    def link_resumed(self, channel: Channel) -> None:
-        """Nothing was lost."""
-
-    def channel_ended(self, channel: Channel, error: Exception | None) -> None:
-        """Without a scheduler there is nothing left to do."""
-        if self._closing is None and not self._finished.is_set():
-            if error is not None:
-                logger.error("the nanny ends: %s", error)
-            self._end(error)
-
-    def _check(self, instance: bytes) -> None:
-        worker = self.workers.get(instance)
-        if worker is not None:
-            self._send(WorkerChecked(instance, is_stopped(worker.pid)))
-        else:
-            unknown = WorkerExited(instance, 0, "not a worker of this nanny", [])
-            self._send(self._exits.get(instance, unknown))
-
-    def _restart(self, instances: list[bytes]) -> None:
+    def restart(self, instances: list[bytes]) -> None:
+        """Ends worker processes; new ones take their places."""
         for instance in instances:
             if (worker := self.workers.get(instance)) is not None:
                 worker.restarting = True
                 worker.terminate(self.config.termination_s)
-
-    def _send(self, *ops: NannyToScheduler) -> None:
-        if self._channel is None or not ops:
-            return
-        with contextlib.suppress(CommError, SchedulerLostError):  # it has ended; channel_ended says the rest
-            self._channel.send(ops)
-
-    def _call_finished(self, answer: CallFinished) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed
-            self._loop.call_soon_threadsafe(lambda: self._send(answer))

@@ -64,7 +64,7 @@ class CallEncoder:
             keys = [[future._state.key for future in column] for column in columns]
             return [], list(zip(*keys, strict=True))
         rows = zip(*columns, strict=True)
-        if SCALARS.issuperset(*kinds) and SCALARS.issuperset(map(type, kwargs.values())):
+        if all(kind <= SCALARS for kind in kinds) and SCALARS.issuperset(map(type, kwargs.values())):
             data = [_dumps((row, kwargs), _PROTOCOL) for row in rows]
             if max(map(len, data), default=0) <= self._limit_bytes:
                 return data, []

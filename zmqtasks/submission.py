@@ -125,6 +125,7 @@ class Submitter:
         states: list[FutureState] = []
         with node.lock:
             machine = node.machine
+            machine.collect_dropped()  # a name whose last future has just gone is free
             self._declare(encoder)
             made: dict[Key, FutureState] = {}
             rows: list[int] = []

@@ -258,7 +258,10 @@ class _AskingLink:
                     case DataPut():
                         self._on_data_put(op)
                     case _:
-                        self._fail(CommClosedError(f"{self.address} closed the data link: {op.reason}", by="peer"))
+                        reason = "".join(char if char.isprintable() else " " for char in op.reason)
+                        self._fail(CommClosedError(f"{self.address} closed the data link: {reason}", by="peer"))
+                        self._comm.abort("given up")
+                        return
         except ProtocolError as exc:
             _log.warning("the data link to %s ends: %s", self.address, exc)
             self._comm.abort("given up")

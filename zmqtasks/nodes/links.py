@@ -19,7 +19,7 @@ from zmqtasks.errors import (
     ZmqTasksError,
 )
 from zmqtasks.ids import InstanceId, SessionId
-from zmqtasks.protocol.frames import HELLO_LIMITS, Limits
+from zmqtasks.protocol.frames import HELLO_LIMITS, Frames, Limits
 from zmqtasks.protocol.handshake import NONCE_BYTES, ConnectorHandshake, LinkRequest, Role, Welcome
 from zmqtasks.security import Security
 from zmqtasks.transports import registry
@@ -111,7 +111,7 @@ class _Greeter:
         self._handshake = handshake
         self._limits = limits
         comm.start(self)
-        comm.send(handshake.start())
+        self._send(handshake.start())
 
     def message_received(self, frames: list[memoryview]) -> None:
         if self.finished.done():
@@ -124,7 +124,7 @@ class _Greeter:
             self._fail(_with_address(exc, self._address))
             return
         if answer is not None:
-            self._comm.send(answer)
+            self._send(answer)
             return
         # In this very callback: what follows the welcome may already be in the receive buffer.
         self._comm.set_limits(self._limits)
@@ -142,11 +142,14 @@ class _Greeter:
 
     def _fail(self, error: Exception) -> None:
         if farewell := self._handshake.farewell:
-            try:
-                self._comm.send(farewell)
-            except CommError:
-                pass
+            self._send(farewell)
         self.finished.set_exception(error)
+
+    def _send(self, frames: Frames) -> None:
+        try:
+            self._comm.send(frames)
+        except CommError:
+            pass  # comm_ended is on its way
 
 
 def link_settings(config: Config) -> LinkSettings:

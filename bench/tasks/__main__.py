@@ -14,6 +14,8 @@ from bench.tasks.machine import facts
 CLUSTER_WORKLOADS = ("map", "latency", "merge", "tree")
 ALL = (*CLUSTER_WORKLOADS, "startup", "zero")
 PROFILE_LINES = 30
+PROFILED_TASKS = 100_000
+PROFILED_WORKERS = 24
 
 
 def main() -> None:
@@ -29,7 +31,7 @@ def main() -> None:
         parser.error(f"no such workload: {', '.join(sorted(unknown))}; there are {', '.join(ALL)}")
 
     profile = cProfile.Profile() if arguments.profile else None
-    rows = profile.runcall(_run, names, arguments.tasks) if profile else _run(names, arguments.tasks)
+    rows = profile.runcall(_run, names, arguments.tasks, True) if profile else _run(names, arguments.tasks)
     result = {"machine": facts(), "rows": rows}
     _print(result)
     if profile:
@@ -39,7 +41,7 @@ def main() -> None:
             json.dump(result, stream, indent=1)
 
 
-def _run(names: list[str], tasks: int) -> list[dict[str, Any]]:
+def _run(names: list[str], tasks: int, in_this_process: bool = False) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if on_cluster := [name for name in names if name in CLUSTER_WORKLOADS]:
         from bench.tasks.workloads import run as run_workloads
@@ -50,10 +52,23 @@ def _run(names: list[str], tasks: int) -> list[dict[str, Any]]:
 
         rows += run_startup()
     if "zero" in names:
-        from bench.tasks.zero_workers import run as run_zero
+        from bench.tasks import zero_workers
 
-        rows += ({"workload": "zero", **row} for row in run_zero())
+        if in_this_process:
+            rows += (
+                zero_workers.measure_cost(name, PROFILED_TASKS, PROFILED_WORKERS) for name in zero_workers.WORKLOADS
+            )
+        else:
+            rows += ({**row, "workload": _zero_title(row)} for row in zero_workers.run())
     return rows
+
+
+def _zero_title(row: dict[str, Any]) -> str:
+    """Rows with the same columns go into one table."""
+    if "rounds" in row:
+        return "zero workers: memory after rounds of tasks"
+    what = "memory of waiting tasks" if "bytes_per_waiting_task" in row else "scheduler CPU"
+    return f"zero workers: {what}, {row['workload']}"
 
 
 def _print(result: dict[str, Any]) -> None:
@@ -77,6 +92,8 @@ def _print(result: dict[str, Any]) -> None:
 
 def _cell(value: Any) -> str:
     write: Callable[[Any], str] = str
+    if isinstance(value, list):
+        return " ".join(map(_cell, value))
     if isinstance(value, float):
         write = "{:,.2f}".format
     elif isinstance(value, int):

@@ -37,7 +37,7 @@ def run_map(client: Client, tasks: int) -> dict[str, float]:
         results = client.gather(client.map(inc, range(tasks)))
         times.append((time.perf_counter() - began) / tasks * 1e6)
         assert sum(results) == tasks * (tasks + 1) // 2
-    return {"us_per_task": min(times), "us_per_task_median": statistics.median(times)}
+    return {"tasks": tasks, "us_per_task": min(times), "us_per_task_median": statistics.median(times)}
 
 
 def run_latency(client: Client, tasks: int) -> dict[str, float]:
@@ -48,7 +48,7 @@ def run_latency(client: Client, tasks: int) -> dict[str, float]:
         assert client.submit(inc, number).result() == number + 1
         times.append((time.perf_counter() - began) * 1e3)
     times.sort()
-    return {"ms_median": statistics.median(times), "ms_99th": times[int(0.99 * len(times))]}
+    return {"tasks": LATENCY_CALLS, "ms_median": statistics.median(times), "ms_99th": times[int(0.99 * len(times))]}
 
 
 def run_merge(client: Client, tasks: int) -> dict[str, float]:
@@ -56,7 +56,7 @@ def run_merge(client: Client, tasks: int) -> dict[str, float]:
     began = time.perf_counter()
     leaves = client.map(inc, range(tasks))
     assert client.submit(total, leaves).result() == tasks * (tasks + 1) // 2
-    return {"us_per_task": (time.perf_counter() - began) / tasks * 1e6}
+    return {"tasks": tasks, "us_per_task": (time.perf_counter() - began) / tasks * 1e6}
 
 
 def run_tree(client: Client, tasks: int) -> dict[str, float]:
@@ -67,7 +67,7 @@ def run_tree(client: Client, tasks: int) -> dict[str, float]:
     while len(level) > 1:
         level = client.map(add, level[::2], level[1::2])
     assert level[0].result() == leaves * (leaves + 1) // 2
-    return {"us_per_task": (time.perf_counter() - began) / (2 * leaves) * 1e6}
+    return {"tasks": 2 * leaves - 1, "us_per_task": (time.perf_counter() - began) / (2 * leaves - 1) * 1e6}
 
 
 WORKLOADS: dict[str, Callable[[Client, int], dict[str, float]]] = {
@@ -88,8 +88,5 @@ def run(names: list[str], tasks: int) -> list[dict[str, Any]]:
             Client(cluster) as client,
         ):
             client.gather(client.map(inc, range(WARM_UP_TASKS)))
-            rows.extend(
-                {"workload": name, "protocol": protocol, "tasks": tasks, **WORKLOADS[name](client, tasks)}
-                for name in names
-            )
+            rows.extend({"workload": name, "protocol": protocol, **WORKLOADS[name](client, tasks)} for name in names)
     return rows

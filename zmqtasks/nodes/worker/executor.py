@@ -206,7 +206,7 @@ class Executor:
         self.closed = True
         self._take_all()
         self.slots.close()
-        for _ in self.slots.threads:
+        for _ in list(self.slots.threads):  # threads that end meanwhile take themselves off
             self.queue.put(None)
         if (loop := self._task_loop) is not None:
             with contextlib.suppress(RuntimeError):

@@ -163,6 +163,7 @@ async def _nanny(settings: Settings, parent: ParentPipe, readiness: ReadinessPip
         _scheduler_address(parent),
         security=_security(settings),
         config=Config(**settings["config"]),
+        local_output=False,  # the program that started the cluster has its client, and shows what tasks print
         **settings["nanny"],
     )
     await serve(node, stop, lambda: readiness.report({"ready": {}}))

@@ -32,7 +32,8 @@ class NannyNode:
     """Keeps `n_workers` worker processes running for a scheduler; use `start`, `finished`, `close`.
 
     `scheduler_address` may be an awaitable: workers are started before it is known. Limit, threads and resources are
-    those of each worker. `protocol` is the transport for data between workers (default: the scheduler's).
+    those of each worker. `protocol` is the transport for data between workers (default: the
+    scheduler's). Without `local_output` what tasks print is only forwarded to the clients, not written here.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class NannyNode:
         name: str = "",
         local_directory: str | None = None,
         protocol: str | None = None,
+        local_output: bool = True,
         log_level: str | int | None = None,
         instance_id: InstanceId | None = None,
     ) -> None:
@@ -68,6 +70,7 @@ class NannyNode:
             "memory_limit_bytes": memory_limit_bytes,
             "resources": dict(resources or {}),
             "local_directory": local_directory,
+            "local_output": local_output,
             "listen_address": f"{protocol}://:0" if protocol else None,
             "nanny_id": self.instance_id.hex(),
             "log_level": log_level if log_level is not None else logging.getLogger("zmqtasks").getEffectiveLevel(),

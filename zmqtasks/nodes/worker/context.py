@@ -9,6 +9,8 @@ import logging
 import threading
 import warnings
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -34,6 +36,12 @@ local = _Local()
 
 async_thread: ContextVar[TaskThread | None] = ContextVar("zmqtasks_task", default=None)
 """The task thread that waits for this coroutine."""
+
+output_is_forwarded = False
+"""Whether `output.install` was called: then all that tasks write is forwarded anyway."""
+
+output_is_local = True
+"""Whether it is written here too."""
 
 workers: weakref.WeakSet[WorkerNode] = weakref.WeakSet()
 """Worker nodes of this process."""
@@ -128,25 +136,37 @@ def forward(level: int, logger: str, text: str, category: str = "") -> bool:
     return True
 
 
+class _Suppressed(threading.local):
+    depth = 0
+
+
+suppressed = _Suppressed()
+
+
+@contextmanager
+def not_forwarded() -> Iterator[None]:
+    """While open, nothing that this thread writes is forwarded."""
+    suppressed.depth += 1
+    try:
+        yield
+    finally:
+        suppressed.depth -= 1
+
+
 def print(*args: Any, sep: str | None = " ", end: str | None = "\n", file: Any = None, flush: bool = False) -> None:  # noqa: A001
-    """As the built-in `print`; in a task the line is printed by the clients too."""
+    """As the built-in `print`; in a task the line is printed by the clients too, with its end as it is."""
     import builtins
 
-    from zmqtasks.nodes.worker import output
-
-    with output.not_forwarded():
-        builtins.print(*args, sep=sep, end=end, file=file, flush=flush)
-    if file is None:
-        forward(STDOUT_LEVEL, "", (" " if sep is None else sep).join(map(str, args)) + ("\n" if end is None else end))
+    builtins.print(*args, sep=sep, end=end, file=file, flush=flush)
+    if file is None and not output_is_forwarded:
+        text = (" " if sep is None else sep).join(map(str, args)) + ("\n" if end is None else end)
+        forward(STDOUT_LEVEL, "", text.removesuffix("\n"))
 
 
 def warn(message: str | Warning, category: type[Warning] | None = UserWarning, stacklevel: int = 1) -> None:
-    """As `warnings.warn`; in a task the clients warn too."""
-    from zmqtasks.nodes.worker import output
-
+    """As `warnings.warn`; in a task the clients warn too, each time."""
     kind = type(message) if isinstance(message, Warning) else category or UserWarning
-    if forward(logging.WARNING, "py.warnings", str(message), kind.__name__):
-        with output.not_forwarded():
+    forwarded = forward(logging.WARNING, "py.warnings", str(message), kind.__name__)
+    if not forwarded or output_is_local:
+        with not_forwarded():
             warnings.warn(message, kind, stacklevel=stacklevel + 1)
-    else:
-        warnings.warn(message, kind, stacklevel=stacklevel + 1)

@@ -1,7 +1,8 @@
-"""What tasks print, warn and log: written where it always went, and forwarded to the clients.
+"""What tasks print, warn and log: forwarded to the clients, and written where it always went.
 
 `install` is for worker processes: it replaces `sys.stdout` and `sys.stderr` by streams that know which thread writes,
-and adds a logging handler and a hook for warnings. Only what task threads write is forwarded. `LineBudget` bounds how
+and adds a logging handler and a hook for warnings. Only what task threads write is forwarded. Where the client shares the
+worker's terminal (a local cluster), writing it here too would show each line twice: `install(local=False)`. `LineBudget` bounds how
 much.
 """
 
@@ -11,8 +12,6 @@ import logging
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, TextIO
 
 from zmqtasks.nodes.worker import context
@@ -24,36 +23,20 @@ MAX_TEXT = 64 << 10
 _PARTIAL_LIMIT = 8 << 10
 
 
-class _Suppressed(threading.local):
-    depth = 0
-
-
-_suppressed = _Suppressed()
-
-
-@contextmanager
-def not_forwarded() -> Iterator[None]:
-    """While open, nothing that this thread writes is forwarded."""
-    _suppressed.depth += 1
-    try:
-        yield
-    finally:
-        _suppressed.depth -= 1
-
-
 class ForwardingStream:
     """A text stream that writes to another one, and forwards whole lines when a task writes them."""
 
-    def __init__(self, stream: TextIO, level: int) -> None:
+    def __init__(self, stream: TextIO, level: int, local: bool = True) -> None:
         self._stream = stream
         self._level = level
+        self._local = local
 
     def write(self, text: str) -> int:
         """Writes `text`; a line that is not complete is forwarded later."""
-        written = self._stream.write(text)
         thread = context.current_thread()
-        if thread is None or _suppressed.depth:
-            return written
+        if thread is None or context.suppressed.depth:
+            return self._stream.write(text)
+        written = self._stream.write(text) if self._local else len(text)
         text = thread.partial.pop(self._level, "") + text
         whole, newline, rest = text.rpartition("\n")
         if newline:
@@ -78,27 +61,38 @@ class ForwardingHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Forwards one record."""
-        if record.name.partition(".")[0] != "zmqtasks" and not _suppressed.depth:
+        if _is_forwarded(record) and not context.suppressed.depth:
             try:
                 context.forward(record.levelno, record.name, self.format(record))
             except Exception:
                 self.handleError(record)
 
 
-def install() -> None:
-    """Forwards the output of this process's tasks from now on."""
+def _is_forwarded(record: logging.LogRecord) -> bool:
+    return context.current_thread() is not None and record.name.partition(".")[0] != "zmqtasks"
+
+
+def install(local: bool = True) -> None:
+    """Forwards the output of this process's tasks from now on; writes it here as well if `local`."""
+    context.output_is_forwarded, context.output_is_local = True, local
     stdout, stderr = sys.stdout, sys.stderr
-    sys.stdout = ForwardingStream(stdout, context.STDOUT_LEVEL)
-    sys.stderr = ForwardingStream(stderr, context.STDERR_LEVEL)
+    sys.stdout = ForwardingStream(stdout, context.STDOUT_LEVEL, local)
+    sys.stderr = ForwardingStream(stderr, context.STDERR_LEVEL, local)
+    if not local:
+        for handler in logging.getLogger().handlers:
+            handler.addFilter(lambda record: not _is_forwarded(record))
     logging.getLogger().addHandler(ForwardingHandler())
     show = warnings.showwarning
 
     def show_and_forward(
         message: Any, category: Any, filename: str, lineno: int, file: Any = None, line: Any = None
     ) -> None:
-        if not _suppressed.depth:
-            context.forward(logging.WARNING, "py.warnings", str(message), category.__name__)
-        with not_forwarded():
+        forwarded = not context.suppressed.depth and context.forward(
+            logging.WARNING, "py.warnings", str(message), category.__name__
+        )
+        if forwarded and not local:
+            return
+        with context.not_forwarded():
             show(message, category, filename, lineno, file, line)
 
     warnings.showwarning = show_and_forward

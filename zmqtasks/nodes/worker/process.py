@@ -178,7 +178,7 @@ def _become_ready(settings: dict[str, Any], node: WorkerNode) -> None:
     sys.stderr.flush()
     os.dup2(settings["stderr_descriptor"], 2)
     os.close(settings["stderr_descriptor"])
-    output.install()
+    output.install(local=settings["local_output"])
     gc.collect()
     gc.freeze()  # what has been imported stays: no need to look at it again
     gc.set_threshold(GC_THRESHOLD, 10, 10)

@@ -1,0 +1,72 @@
+"""Values that a worker holds: opened once, read for peers, counted."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from zmqtasks.errors import DeserializationError
+from zmqtasks.nodes.worker.store import Store
+from zmqtasks.protocol.payload import Payload
+from zmqtasks.protocol.serialize import deserialize, serialize, serialize_inline
+
+
+def test_values_are_counted_replaced_and_dropped() -> None:
+    store = Store()
+    store.put_value("a", [1], 100)
+    store.put_value("a", [2], 50)
+    store.put_inline("b", b"\x80abc")
+    assert (len(store), store.stored_bytes) == (2, 54)
+    store.drop(["a", "nothing"])
+    store.drop_inline(["b", "nothing"])
+    assert (len(store), store.stored_bytes) == (0, 0)
+
+
+def test_a_result_is_not_dropped_as_the_inline_value_whose_place_it_took() -> None:
+    store = Store()
+    store.put_inline("a", serialize_inline(1))
+    store.put_value("a", 1, 8)
+    store.drop_inline(["a"])
+    assert store.entries["a"].get() == 1
+
+
+def test_payloads_are_opened_by_whoever_needs_them_once() -> None:
+    store = Store()
+    store.put_payload("a", serialize(np.arange(10)))
+    store.put_inline("b", serialize_inline({"x": 1}))
+    entry = store.entries["a"]
+    found: list[object] = []
+    threads = [threading.Thread(target=lambda: found.append(entry.get())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len({id(value) for value in found}) == 1
+    assert store.entries["b"].get() is store.entries["b"].get()
+    again = store.read("a")
+    assert isinstance(again, Payload)
+    assert np.array_equal(deserialize(again), np.arange(10))
+
+
+def test_bytes_that_are_no_object_are_an_error_each_time() -> None:
+    store = Store()
+    store.put_inline("a", b"\x80garbage")
+    for _ in range(2):
+        with pytest.raises(DeserializationError):
+            store.entries["a"].get()
+
+
+def test_reading_for_a_peer_gives_a_payload_none_or_a_reason() -> None:
+    store = Store()
+    store.put_value("small", 5, 8, serialize_inline(5))
+    store.put_value("live", threading.Lock(), 64)
+    small = store.read("small")
+    assert isinstance(small, Payload)
+    assert deserialize(small) == 5
+    assert store.read("nothing") is None
+    reason = store.read("live")
+    assert isinstance(reason, str)
+    assert "live" in reason
+    assert "lock" in reason

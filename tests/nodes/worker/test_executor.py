@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import random
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -16,6 +17,7 @@ from zmqtasks.nodes.worker import context
 from zmqtasks.nodes.worker.executor import Executor, marks_needed
 from zmqtasks.nodes.worker.instructions import Finished
 from zmqtasks.nodes.worker.outcomes import Blocked, Erred, NotStarted, Outcome, Resumed, Seceded
+from zmqtasks.nodes.worker.slots import MAX_PARKED
 from zmqtasks.nodes.worker.state import Run, RunState, TaskGroup
 from zmqtasks.nodes.worker.store import Entry
 from zmqtasks.protocol.failures import load_exception
@@ -459,3 +461,48 @@ async def test_many_runs_on_many_threads_are_all_answered_once() -> None:
         await bench.wait(lambda: len(bench.outcomes) >= len(runs))
     assert sorted(o.run.run_id for o in bench.outcomes) == [run.run_id for run in runs]
     assert all(isinstance(o, Finished) and o.value == o.run.run_id for o in bench.outcomes)
+
+
+@on_loop
+async def test_slots_bound_what_runs_at_once_whatever_blocks_and_resumes() -> None:
+    lock = threading.Lock()
+    busy = [0, 0]  # now, at most
+
+    def enter() -> None:
+        with lock:
+            busy[0] += 1
+            busy[1] = max(busy)
+
+    def leave() -> None:
+        with lock:
+            busy[0] -= 1
+
+    def work(number: int) -> int:
+        rng = random.Random(number)
+        enter()
+        for _ in range(rng.randint(0, 3)):
+            leave()
+            with context.waiting():
+                time.sleep(rng.random() * 0.002)
+            enter()
+        leave()
+        return number
+
+    with running(3) as bench:
+        bench.executor.functions[b"work"] = work
+        runs = [
+            Run(number, "k", 0, TaskGroup(b"work", "work", {}), RunState.READY, serialize_inline(((number,), {})))
+            for number in range(600)
+        ]
+        for start in range(0, len(runs), 50):
+            bench.executor.hand_over(runs[start : start + 50])
+            await asyncio.sleep(0)
+        await bench.wait(lambda: sum(isinstance(o, Finished) for o in bench.outcomes) == len(runs))
+        slots = bench.executor.slots
+        async with asyncio.timeout(DEADLINE_S):
+            while (
+                slots.free + sum(thread.has_slot for thread in list(slots.threads.values())) != 3
+                or len(slots.threads) > 3 + MAX_PARKED
+            ):
+                await asyncio.sleep(0.001)
+    assert busy[1] <= 3

@@ -6,15 +6,17 @@ import asyncio
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from tests.nodes.scheduler_stub import CONFIG, DEADLINE_S, Link, SchedulerStub, scheduler
 from zmqtasks import worker_api
-from zmqtasks.errors import SchedulerLostError
+from zmqtasks.errors import ConnectError, SchedulerLostError
 from zmqtasks.ids import new_instance_id
 from zmqtasks.nodes.channel import DataPool
+from zmqtasks.nodes.worker.addresses import listen_address_for
 from zmqtasks.nodes.worker.node import WorkerNode
 from zmqtasks.protocol.failures import load_exception
 from zmqtasks.protocol.ops import (
@@ -154,7 +156,7 @@ async def test_inline_inputs_are_gone_after_their_last_run() -> None:
 
 @on_loop
 async def test_an_input_that_a_peer_lost_or_that_went_with_it_is_reported_and_found_elsewhere() -> None:
-    async with cluster(3) as (_, [one, two, three], nodes):
+    async with cluster(3) as (_, [one, _, three], nodes):
         one.compute(lambda: 42, [1])
         await one.take(TasksFinished)
         three.send(Peers([1, 2, 9], [nodes[0].address, nodes[1].address, "tcp://127.0.0.1:1"]))
@@ -328,3 +330,102 @@ async def test_closing_does_not_wait_for_a_task_that_runs() -> None:
         await link.take(RunsExecuting)
         async with asyncio.timeout(CONFIG.termination_s):
             await node.close("now")
+
+
+class Proxy:
+    """A TCP link between worker and scheduler that can be cut and mended."""
+
+    def __init__(self, target: str) -> None:
+        self._host, port = target.removeprefix("tcp://").rsplit(":", 1)
+        self._port = int(port)
+        self._pipes: set[asyncio.Task[None]] = set()
+        self.cut = False
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        return f"tcp://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.cut:
+            writer.transport.abort()
+            return
+        there = await asyncio.open_connection(self._host, self._port)
+        for source, sink in ((reader, there[1]), (there[0], writer)):
+            task = asyncio.ensure_future(self._pump(source, sink))
+            self._pipes.add(task)
+            task.add_done_callback(self._pipes.discard)
+
+    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        try:
+            while data := await source.read(1 << 16):
+                sink.write(data)
+        except OSError:
+            pass
+        finally:
+            sink.transport.abort()
+
+    async def break_links(self) -> None:
+        self.cut = True
+        pipes = list(self._pipes)
+        for pipe in pipes:
+            pipe.cancel()
+        await asyncio.gather(*pipes, return_exceptions=True)
+
+    async def close(self) -> None:
+        await self.break_links()
+        self._server.close()
+        await self._server.wait_closed()
+
+
+@on_loop
+async def test_it_works_on_while_its_link_is_cut_and_loses_nothing() -> None:
+    async with scheduler() as (stub, where):
+        proxy = Proxy(where)
+        node = WorkerNode(
+            await proxy.start(), security=stub.security, config=replace(CONFIG, grace_s=DEADLINE_S), nthreads=1
+        )
+        try:
+            await node.start()
+            [link] = await stub.wait_workers(1)
+            node.executor.functions[b"hold"] = hold
+            args = serialize_inline((("a",), {}))
+            link.send(ComputeTasks(b"hold", "hold", ["h"], [1], [0], args, [len(args)]))
+            link.compute(lambda: "after", [2, 3])
+            await link.take(RunsExecuting)
+            await proxy.break_links()
+            async with asyncio.timeout(DEADLINE_S):
+                while node.channel.connected:
+                    await asyncio.sleep(0.005)
+                gate("a").set()
+                while node._machine.runs:
+                    await asyncio.sleep(0.005)
+            assert not any(isinstance(op, TasksFinished) for op in link.ops)
+            proxy.cut = False
+            answered: list[int] = []
+            while len(answered) < 3:
+                answered += (await link.take(TasksFinished)).run_ids
+            assert answered == [1, 2, 3]
+        finally:
+            await node.close("the test is over")
+            await proxy.close()
+
+
+@pytest.mark.parametrize(
+    ("scheduler_address", "wanted", "expected"),
+    [
+        ("tcp://127.0.0.1:5", None, "tcp://127.0.0.1:0"),
+        ("tcp://localhost:5", "tcp://:77", "tcp://127.0.0.1:77"),
+        ("tcp://[::1]:5", None, "tcp://[::1]:0"),
+        ("tcp://127.0.0.1:5", "tcp://127.0.0.2:9", "tcp://127.0.0.2:9"),
+        ("tcp://127.0.0.1:5", "zmq://:0", "zmq://127.0.0.1:0"),
+        ("inproc://x", None, "inproc://"),
+        ("inproc://x", "tcp://:0", "tcp://127.0.0.1:0"),
+    ],
+)
+def test_where_it_listens(scheduler_address: str, wanted: str | None, expected: str) -> None:
+    assert asyncio.run(listen_address_for(scheduler_address, wanted)) == expected
+
+
+def test_a_scheduler_that_cannot_be_resolved_is_named() -> None:
+    with pytest.raises(ConnectError, match="no-such-host"):
+        asyncio.run(listen_address_for("tcp://no-such-host.invalid:5", None))

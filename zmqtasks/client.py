@@ -44,7 +44,9 @@ class Client(ClusterView):
     As in dask.distributed, with these differences: `pure` is False unless said otherwise (a function that is submitted twice
     runs twice), and the scheduler runs no user code.
 
-    Raises ConnectError and its kin when the scheduler can't be reached within `timeout`; SecurityError and
+    With a `timeout`, a scheduler (or scheduler file) that isn't there yet is waited for; without, it must be there.
+
+    Raises ConnectError and its kin when the scheduler can't be reached; SecurityError and
     AuthenticationError when the cluster key is missing or wrong.
 
     >>> client = Client(n_workers=2)
@@ -94,7 +96,7 @@ class Client(ClusterView):
         loop_thread = shared_loop()
         try:
             node = self._make_node(address, security, loop_thread)
-            loop_thread.run(node.start())
+            loop_thread.run(node.start(self._timeout_s or 0.0))
         except BaseException:
             self._close_owned()
             raise
@@ -110,7 +112,7 @@ class Client(ClusterView):
         address, security = self._find_scheduler()
         try:
             node = self._make_node(address, security, None)
-            await node.start()
+            await node.start(self._timeout_s or 0.0)
         except BaseException:
             self.status = "closed"
             if self._owned_cluster is not None:
@@ -123,10 +125,10 @@ class Client(ClusterView):
         """Its address, and the key for it; makes a cluster when nothing was given."""
         target, security = self._address, self._security
         if self._scheduler_file is not None:
-            from zmqtasks.scheduler_file import read_scheduler_file
+            from zmqtasks.scheduler_file import wait_scheduler_file
             from zmqtasks.security import ClusterKey
 
-            content = read_scheduler_file(self._scheduler_file)
+            content = wait_scheduler_file(self._scheduler_file, self._timeout_s or 0.0)
             key = ClusterKey.from_hex(content.key) if content.key else None
             return (target if isinstance(target, str) else content.address), security or Security(key)
         if target is None:

@@ -14,6 +14,7 @@ from zmqtasks.future import Future
 from zmqtasks.ids import Key
 from zmqtasks.nodes.client.failures import error_to_exception
 from zmqtasks.nodes.client.names import UserKey, to_user, to_wire
+from zmqtasks.nodes.client.node import QueryError
 from zmqtasks.protocol.ops import ErrorInfo, RunFinished, Shutdown
 from zmqtasks.protocol.serialize import deserialize_inline, serialize_inline
 from zmqtasks.waiting import futures_of
@@ -211,7 +212,11 @@ class ClusterView:
 
     async def _restart(self, timeout: float | str | None, wait_for_workers: bool) -> ClusterView:
         limit_s = parse_timeout(timeout)
-        await self._node.restart(60.0 if limit_s is None else limit_s if wait_for_workers else 0.0)
+        try:
+            await self._node.restart(60.0 if limit_s is None else limit_s if wait_for_workers else 0.0)
+        except QueryError as exc:
+            if wait_for_workers:
+                raise TaskTimeoutError(f"restart: {exc}") from None
         return self
 
     def shutdown(self) -> Any:

@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
+from zmqtasks import sessions
 from zmqtasks.errors import ConfigError, ZmqTasksError
 from zmqtasks.future import Future, timed_out
 from zmqtasks.ids import Key
@@ -190,6 +191,17 @@ def _assemble(
     futures: Sequence[Future[Any]], payloads: dict[Key, Payload | ZmqTasksError], errors: str
 ) -> list[Any] | None:
     """The results if all are here; None when some are to be fetched, or (again) to be waited for."""
+    receiving = sessions.receiving
+    outer, receiving.client = receiving.client, futures[0]._state.owner.client
+    try:
+        return _opened(futures, payloads, errors)
+    finally:
+        receiving.client = outer
+
+
+def _opened(
+    futures: Sequence[Future[Any]], payloads: dict[Key, Payload | ZmqTasksError], errors: str
+) -> list[Any] | None:
     values: list[Any] = []
     for future in futures:
         state = future._state
@@ -227,9 +239,6 @@ def _raise(error: BaseException | None) -> NoReturn:
 
 def result(future: Future[T], timeout: Any) -> T:
     """`Future.result` for threads."""
-    state = future._state
-    if state.status is FINISHED and type(state.value) is bytes:
-        return deserialize_inline(state.value)  # type: ignore[no-any-return]
     (value,) = gather((future,), "raise", timeout)
     return value  # type: ignore[no-any-return]
 

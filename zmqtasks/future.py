@@ -187,7 +187,16 @@ class Future(Generic[T]):
         return self.client.retry([self])
 
     def release(self) -> None:
-        """Nothing to call: a future is released when the last reference to it goes away. Here for code written for dask."""
+        """Gives the result up now, instead of when the future goes away: this object is of no use from then on.
+
+        >>> future.release()
+        """
+        state = self._state
+        fault = Fault("CancelledError", "the future was released")
+        self._state = FutureState(state.key, state.owner, state.name, 1, CANCELLED, fault, wanted=False)
+        state.owner.dropped.append(state)
+        if state.owner.asleep:
+            state.owner.wake_to_collect()
 
     # Between processes
 
@@ -234,10 +243,10 @@ class Future(Generic[T]):
 
 def rebuild_future(key: int | str, name: str) -> Future[Any]:
     """A future from a pickle: one of the client that is in charge here."""
-    from zmqtasks.sessions import get_client
+    from zmqtasks.sessions import get_client, receiving
 
     try:
-        client = get_client()
+        client = receiving.client or get_client()
     except ValueError:
         raise DeserializationError(
             f"the future {to_user(key, name)!r} cannot be unpickled without a client: make a Client here first"

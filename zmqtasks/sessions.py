@@ -15,6 +15,14 @@ if TYPE_CHECKING:
 
 _CONTEXT = "zmqtasks.nodes.worker.context"
 
+
+class _Receiving(threading.local):
+    client: Client | None = None
+
+
+receiving = _Receiving()
+"""The client whose results this thread is opening: futures inside them are its own."""
+
 _lock = threading.Lock()
 _open: dict[int, Client] = {}
 """Clients that were made and not closed; they close at exit."""

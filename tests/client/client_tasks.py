@@ -102,6 +102,10 @@ def make_future(n: int) -> Future[int]:
     return get_client().submit(inc, n)
 
 
+def result_of(future: Future[Any]) -> Any:
+    return future.result()
+
+
 class Box:
     """Holds a future where substitution doesn't look."""
 

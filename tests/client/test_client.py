@@ -242,6 +242,25 @@ def test_futures_travel_by_pickle(client: Client, cluster: LocalCluster) -> None
         assert other.submit(tasks.inc, there).result(10) == 3
 
 
+def test_a_released_future_is_of_no_use(client: Client, eventually: Eventually) -> None:
+    future = client.submit(tasks.inc, 1)
+    again = pickle.loads(pickle.dumps(future))
+    future.release()
+    assert again.result(10) == 2
+    with pytest.raises(CancelledError, match="was released"):
+        future.result()
+    again.release()
+    eventually(lambda: not client._node.machine.states)
+
+
+def test_futures_in_results_belong_to_who_asked(client: Client, cluster: LocalCluster) -> None:
+    with Client(cluster, set_as_default=False) as other:
+        inner = other.submit(tasks.make_future, 5).result(20)
+        assert inner.client is other
+        assert inner.result(10) == 6
+        assert other.submit(tasks.result_of, other.submit(tasks.make_future, 5)).result(20) == 6
+
+
 def test_unknown_keys_are_lost(client: Client) -> None:
     future: Future[int] = Future("nobody-knows-this", client=client)
     with pytest.raises(Exception, match="unknown to the scheduler"):
@@ -380,7 +399,7 @@ def test_default_clients(cluster: LocalCluster) -> None:
 
 def test_wrong_addresses_and_keys(cluster: LocalCluster) -> None:
     with pytest.raises(ConnectError):
-        Client("tcp://127.0.0.1:9", security=Security(ClusterKey.generate()), timeout=2)
+        Client("tcp://127.0.0.1:9", security=Security(ClusterKey.generate()), timeout=0.3)
     with pytest.raises(AuthenticationError):
         Client(cluster.scheduler_address, security=Security(ClusterKey.generate()))
     with pytest.raises(ConfigError, match="n_workers"):

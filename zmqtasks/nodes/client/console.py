@@ -28,10 +28,10 @@ def _show(record: LogRecord) -> None:
     if record.level in (STDOUT_LEVEL, STDERR_LEVEL):
         stream = sys.stdout if record.level == STDOUT_LEVEL else sys.stderr
         if stream is not None:
-            stream.write(record.text)
+            stream.write(record.text if record.text.endswith("\n") else record.text + "\n")
             stream.flush()
     elif record.category:
-        warnings.warn(record.text, _category(record.category), stacklevel=2)
+        warnings.warn_explicit(record.text, _category(record.category), record.worker or "(worker)", 1)
     else:
         logger = logging.getLogger(record.logger or "zmqtasks.tasks")
         if logger.isEnabledFor(record.level):

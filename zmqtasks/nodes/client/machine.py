@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 
-from zmqtasks.errors import KeyConflictError
+from zmqtasks.errors import InvalidTransitionError, KeyConflictError
 from zmqtasks.ids import COUNTER_BITS, Key, first_key_of_client, format_key
 from zmqtasks.nodes.client.columns import merge_submissions
 from zmqtasks.nodes.client.state import (
@@ -373,7 +373,9 @@ class ClientMachine:
                 self._remember_release(state.key)
 
     def _step(self, state: FutureState, status: Status, value: bytes | ErrorInfo | Fault | None) -> None:
-        assert (state.status, status) in TRANSITIONS, (state, status)
+        if (state.status, status) not in TRANSITIONS:
+            name = format_key(state.key, state.name)
+            raise InvalidTransitionError(f"future {name} can't go from {state.status.value} to {status.value}")
         state.value = value
         state.status = status
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import msgspec
 
-from zmqtasks import errors
 from zmqtasks.config import Config
 from zmqtasks.errors import (
     ClientClosedError,
     CommError,
+    ConnectError,
     RemoteProtocolError,
     SchedulerLostError,
     SerializationError,
@@ -56,9 +56,14 @@ COLLECT_S = 0.02
 """Dropped futures are looked for this often while there are any: a wake-up of the loop for each would double its work."""
 
 BACKLOG_POLL_S = 0.002
+RECONNECT_PAUSE_S = 0.1
 
 PER_TASK_BYTES = 16
 """About what a task takes in a message beside its arguments."""
+
+
+class QueryError(ZmqTasksError):
+    """The scheduler could not do what it was asked for; the message says why."""
 
 
 class ClientNode:
@@ -104,9 +109,20 @@ class ClientNode:
 
     # Beginning and end
 
-    async def start(self) -> None:
-        """Connects to the scheduler; raises the errors of `open_channel`."""
+    async def start(self, patience_s: float = 0.0) -> None:
+        """Connects to the scheduler, which may take `patience_s` to come up; raises the errors of `open_channel`."""
         self.loop = asyncio.get_running_loop()
+        deadline = self.loop.time() + patience_s
+        while True:
+            try:
+                await self._connect()
+                return
+            except ConnectError:
+                if self.loop.time() + RECONNECT_PAUSE_S > deadline:
+                    raise
+            await asyncio.sleep(RECONNECT_PAUSE_S)
+
+    async def _connect(self) -> None:
         instance = new_instance_id()
         introduction = ClientIntroduction(self.name, os.getpid(), socket.gethostname())
         self.pool = DataPool(security=self.security, config=self.config, instance_id=instance, name=self.name)
@@ -424,11 +440,7 @@ class ClientNode:
 
 def _opened(answer: QueryAnswered) -> Any:
     if answer.error:
-        name, _, text = answer.error.partition(": ")
-        kind = getattr(errors, name, None)
-        if isinstance(kind, type) and issubclass(kind, ZmqTasksError):
-            raise kind(text)
-        raise ZmqTasksError(answer.error)
+        raise QueryError(answer.error)
     try:
         return msgspec.msgpack.decode(answer.answer, strict=False) if answer.answer else None
     except msgspec.MsgspecError as exc:

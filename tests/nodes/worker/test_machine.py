@@ -205,7 +205,7 @@ def test_inline_inputs_are_kept_until_their_last_run_is_over() -> None:
     ops, instructions = case.receive(inputs, compute([1, 2], [["a"], ["a", "b"]]))
     assert (ops, instructions) == (
         [],
-        [KeepInline("a", b"xyz"), StartRuns([case.run(1)]), FetchKeys(1, "one", ["b"])],
+        [KeepInline(["a"], [b"xyz"]), StartRuns([case.run(1)]), FetchKeys(1, "one", ["b"])],
     )
     assert case.finish(1) == ([finished(1)], [])
     case.machine.fetch_finished(1, {"b": 9}, [], {})
@@ -218,7 +218,7 @@ def test_an_inline_value_overtakes_a_fetch_whose_result_is_then_ignored() -> Non
     case = Case()
     case.receive(Inputs(["a"], [3], [[1]]), compute([1], [["a"]]))
     again = Inputs(["a"], [3], [[]], [3], b"xyz")
-    assert case.receive(again) == ([], [KeepInline("a", b"xyz"), StartRuns([case.run(1)])])
+    assert case.receive(again) == ([], [KeepInline(["a"], [b"xyz"]), StartRuns([case.run(1)])])
     assert case.machine.fetch_finished(1, {"a": 3}, [], {}) == []
     assert case.out() == ([], [])
     assert case.finish(1) == ([finished(1)], [DropInline(["a"])])

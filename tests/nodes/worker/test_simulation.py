@@ -95,9 +95,9 @@ class World:
             case FetchKeys():
                 assert instruction.address in PEERS.values()
                 self.fetches.append(instruction)
-            case KeepInline(key, _):
-                self.store.add(key)
-                self.inline.add(key)
+            case KeepInline(keys, _):
+                self.store.update(keys)
+                self.inline.update(keys)
             case DropKeys(keys):
                 self.store.difference_update(keys)
             case DropInline(keys):

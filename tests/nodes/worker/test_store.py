@@ -17,25 +17,25 @@ def test_values_are_counted_replaced_and_dropped() -> None:
     store = Store()
     store.put_value("a", [1], 100)
     store.put_value("a", [2], 50)
-    store.put_inline("b", b"\x80abc")
+    store.put_inputs(["b"], [b"\x80abc"])
     assert (len(store), store.stored_bytes) == (2, 54)
     store.drop(["a", "nothing"])
-    store.drop_inline(["b", "nothing"])
+    store.drop_inputs(["b", "nothing"])
     assert (len(store), store.stored_bytes) == (0, 0)
 
 
 def test_a_result_is_not_dropped_as_the_inline_value_whose_place_it_took() -> None:
     store = Store()
-    store.put_inline("a", serialize_inline(1))
+    store.put_inputs(["a"], [serialize_inline(1)])
     store.put_value("a", 1, 8)
-    store.drop_inline(["a"])
+    store.drop_inputs(["a"])
     assert store.entries["a"].get() == 1
 
 
 def test_payloads_are_opened_by_whoever_needs_them_once() -> None:
     store = Store()
     store.put_payload("a", serialize(np.arange(10)))
-    store.put_inline("b", serialize_inline({"x": 1}))
+    store.put_inputs(["b"], [serialize_inline({"x": 1})])
     entry = store.entries["a"]
     found: list[object] = []
     threads = [threading.Thread(target=lambda: found.append(entry.get())) for _ in range(8)]
@@ -52,7 +52,7 @@ def test_payloads_are_opened_by_whoever_needs_them_once() -> None:
 
 def test_bytes_that_are_no_object_are_an_error_each_time() -> None:
     store = Store()
-    store.put_inline("a", b"\x80garbage")
+    store.put_inputs(["a"], [b"\x80garbage"])
     for _ in range(2):
         with pytest.raises(DeserializationError):
             store.entries["a"].get()

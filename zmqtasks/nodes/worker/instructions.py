@@ -38,10 +38,10 @@ class FetchKeys(msgspec.Struct, frozen=True):
 
 
 class KeepInline(msgspec.Struct, frozen=True):
-    """The value of an input that came with the tasks: an inline payload, kept until `DropInline`."""
+    """Values of inputs that came with the tasks: inline payloads, kept until `DropInline`."""
 
-    key: Key
-    value: bytes
+    keys: list[Key]
+    values: list[bytes]
 
 
 class DropKeys(msgspec.Struct, frozen=True):
@@ -101,6 +101,14 @@ class Outbox:
     def __init__(self) -> None:
         self.ops: list[Op] = []
         self.instructions: list[Instruction] = []
+
+    def drop_inline(self, keys: list[Key]) -> None:
+        """Asks for `DropInline`: one instruction for the inputs of many runs that end together."""
+        last = self.instructions[-1] if self.instructions else None
+        if type(last) is DropInline:
+            last.keys.extend(keys)
+        else:
+            self.instructions.append(DropInline(keys))
 
     def take(self) -> tuple[list[Op], list[Instruction]]:
         """Everything so far; the outbox is empty afterwards."""

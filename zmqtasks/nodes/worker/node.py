@@ -289,12 +289,12 @@ class WorkerNode:
                 fetch = self.loop.create_task(self._fetch(instruction))
                 self._fetches.add(fetch)
                 fetch.add_done_callback(self._fetches.discard)
-            case KeepInline(key, value):
-                self._store.put_inline(key, value)
+            case KeepInline(keys, values):
+                self._store.put_inputs(keys, values)
             case DropKeys(keys):
                 self._store.drop(keys)
             case DropInline(keys):
-                self._store.drop_inline(keys)
+                self._store.drop_inputs(keys)
             case LearnFunctions(digests, functions):
                 self.executor.learn_functions(digests, functions)
             case Call(op):

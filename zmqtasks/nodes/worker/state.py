@@ -73,14 +73,16 @@ class Run(msgspec.Struct, gc=False, eq=False):
     """Entries of the store for `deps`, pinned by the shell when it hands the run to the executor."""
 
 
-class Input(msgspec.Struct, eq=False):
-    """An input on its way here."""
+class Input(msgspec.Struct, gc=False, eq=False):
+    """An input on its way here. Without collector: the end of a run breaks the circle between the two."""
 
     key: Key
     size: int
     holders: list[int]
     state: InputState
-    waiters: dict[int, Run] = msgspec.field(default_factory=dict)
+    waiters: dict[int, Run] | None = None
     """Runs that wait for it, by run id."""
     users: int = 0
     """Runs, not over yet, that have it in their `records`."""
+    unused: bool = False
+    """Had no user at the last tick."""

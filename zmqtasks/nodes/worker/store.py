@@ -21,32 +21,41 @@ _UNOPENED: Any = object()
 class Entry:
     """One value: open it with `get`, read it for a peer with `payload`."""
 
-    __slots__ = ("_lock", "_payload", "data", "size", "value")
+    __slots__ = ("_lock", "_payload", "data", "is_input", "size", "value")
 
-    def __init__(self, value: Any, size: int, data: bytes | None = None, payload: Payload | None = None) -> None:
+    def __init__(
+        self,
+        value: Any,
+        size: int,
+        data: bytes | None = None,
+        payload: Payload | None = None,
+        is_input: bool = False,
+    ) -> None:
         self.value = value
         self.size = size
         self.data = data
         """The value as an inline payload, kept where it is small."""
         self._payload = payload
-        self._lock = threading.Lock() if value is _UNOPENED else None
+        self.is_input = is_input
+        """It came with tasks, and goes with the last of them."""
+        # Small values need no lock: when two threads open one, one of the objects is forgotten.
+        self._lock = threading.Lock() if payload is not None else None
 
     def get(self) -> Any:
         """The live object; raises DeserializationError when it cannot be opened. For any thread."""
         if self.value is _UNOPENED:
-            assert self._lock is not None
-            with self._lock:
-                if self.value is _UNOPENED:
-                    self._open()
+            if self.data is not None:
+                self.value = deserialize_inline(self.data)
+            else:
+                self._open()
         return self.value
 
     def _open(self) -> None:
-        if self._payload is not None:
-            self.value = deserialize(self._payload)
-            self._payload = None  # arrays live on in its frames; a pickle would be held twice
-        else:
-            assert self.data is not None
-            self.value = deserialize_inline(self.data)
+        assert self._lock is not None
+        with self._lock:
+            if self._payload is not None:
+                self.value = deserialize(self._payload)
+                self._payload = None  # arrays live on in its frames; a pickle would be held twice
 
     def payload(self) -> Payload:
         """The value for a peer; raises SerializationError when it cannot be pickled."""
@@ -63,7 +72,6 @@ class Store:
     def __init__(self) -> None:
         self.entries: dict[Key, Entry] = {}
         self.stored_bytes = 0
-        self._inline: set[Key] = set()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -72,10 +80,10 @@ class Store:
         """Keeps the result of a task; `data` is its inline payload when there is one."""
         self._put(key, Entry(value, size, data))
 
-    def put_inline(self, key: Key, data: bytes) -> None:
-        """Keeps an inline payload unopened."""
-        self._put(key, Entry(_UNOPENED, len(data), data))
-        self._inline.add(key)
+    def put_inputs(self, keys: Iterable[Key], values: Iterable[bytes]) -> None:
+        """Keeps inline payloads unopened, until `drop_inputs`."""
+        for key, data in zip(keys, values, strict=True):
+            self._put(key, Entry(_UNOPENED, len(data), data, None, True))
 
     def put_payload(self, key: Key, payload: Payload) -> None:
         """Keeps a payload unopened; its frames belong to the store from now on."""
@@ -84,7 +92,6 @@ class Store:
     def _put(self, key: Key, entry: Entry) -> None:
         if (old := self.entries.get(key)) is not None:
             self.stored_bytes -= old.size
-            self._inline.discard(key)
         self.entries[key] = entry
         self.stored_bytes += entry.size
 
@@ -94,11 +101,12 @@ class Store:
             if (entry := self.entries.pop(key, None)) is not None:
                 self.stored_bytes -= entry.size
 
-    def drop_inline(self, keys: Iterable[Key]) -> None:
-        """Forgets those values that still are what `put_inline` kept."""
-        inline = [key for key in keys if key in self._inline]
-        self._inline.difference_update(inline)
-        self.drop(inline)
+    def drop_inputs(self, keys: Iterable[Key]) -> None:
+        """Forgets those values that still are what `put_inputs` kept."""
+        for key in keys:
+            if (entry := self.entries.get(key)) is not None and entry.is_input:
+                del self.entries[key]
+                self.stored_bytes -= entry.size
 
     def read(self, key: Key) -> Payload | str | None:
         """The value for a peer, None when it is not here, or why it cannot be sent."""

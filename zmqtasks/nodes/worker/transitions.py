@@ -79,6 +79,6 @@ def change_input(record: Input, finish: InputState, stimulus: str) -> None:
     if finish not in INPUT_TRANSITIONS[record.state]:
         raise InvalidTransitionError(
             f"input {record.key!r} cannot go from {record.state.value} to {finish.value} ({stimulus});"
-            f" holders {record.holders}, waited for by runs {list(record.waiters)}"
+            f" holders {record.holders}, waited for by runs {list(record.waiters or ())}"
         )
     record.state = finish

@@ -252,7 +252,7 @@ class Client(ClusterView):
     @property
     def usable(self) -> bool:
         """Whether it is connected, or about to be again."""
-        return self.status == "running" and self._node.error is None
+        return self.status == "running" and self._node.error is None and not self._node.loop.is_closed()
 
     @property
     def address(self) -> str:

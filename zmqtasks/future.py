@@ -137,14 +137,22 @@ class Future(Generic[T]):
 
         if self.client._called_asynchronously():
             return self._exception_async(timeout)  # type: ignore[return-value]
-        fetching.wait_settled([self], timeout)
-        return self._error()
+        deadline = fetching.Deadline(timeout)
+        while True:  # a result that got lost right after the wait is pending again
+            fetching.wait_settled([self], deadline)
+            error = self._error()
+            if error is not None or self._state.status is FINISHED:
+                return error
 
     async def _exception_async(self, timeout: float | str | None) -> BaseException | None:
         from zmqtasks import fetching
 
-        await fetching.wait_settled_async([self], timeout)
-        return self._error()
+        deadline = fetching.Deadline(timeout)
+        while True:
+            await fetching.wait_settled_async([self], deadline)
+            error = self._error()
+            if error is not None or self._state.status is FINISHED:
+                return error
 
     def traceback(self, timeout: float | str | None = None) -> TracebackType | None:
         """The traceback of what the task has raised, for the `traceback` module; None when it has finished.

@@ -50,9 +50,10 @@ def closed(client: Client) -> None:
 
 def default_client() -> Client:
     """The client that was made last and is still open; raises ValueError when there is none."""
-    if not _defaults:
+    clients = list(_defaults)
+    if not clients:
         raise ValueError("there is no client here: make one with Client(...)")
-    return _defaults[-1]
+    return next((client for client in reversed(clients) if client.usable), clients[-1])
 
 
 def get_client(address: str | None = None, timeout: float | str | None = None, resolve_address: bool = True) -> Client:

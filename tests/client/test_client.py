@@ -34,6 +34,7 @@ from zmqtasks.errors import (
     KeyConflictError,
     SerializationError,
 )
+from zmqtasks.scheduler_file import SchedulerFile, write_scheduler_file
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -406,6 +407,26 @@ def test_wrong_addresses_and_keys(cluster: LocalCluster) -> None:
         Client(cluster.scheduler_address, n_workers=3)
     with pytest.raises(ConfigError, match="address=7"):
         Client(7)
+
+
+def test_a_client_waits_for_its_scheduler(tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    with pytest.raises(ConfigError, match="no scheduler file"):
+        Client(scheduler_file=path)
+    made: list[str] = []
+
+    def connect() -> None:
+        with Client(scheduler_file=path, timeout=20, set_as_default=False) as client:
+            made.append(client.address)
+
+    thread = threading.Thread(target=connect)
+    thread.start()
+    with LocalCluster(n_workers=1, threads_per_worker=1, protocol="zmq") as cluster:
+        key = cluster.security.key
+        assert key is not None
+        write_scheduler_file(path, SchedulerFile(cluster.scheduler_address, key=key.hex()))
+        thread.join(20)
+        assert made == [cluster.scheduler_address]
 
 
 def test_a_client_owns_the_cluster_it_makes() -> None:

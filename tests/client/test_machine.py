@@ -358,6 +358,11 @@ def test_the_end_settles_what_is_pending(kind: str, status: Status) -> None:
     assert (pending.status, pending.value) == (status, Fault(kind, "over"))
     assert (finished.status, finished.value) == (FINISHED, b"v")
     assert drop(machine, pending, finished) == []
+    late, wanted, data = submit(machine, 3), FutureState(4, None), FutureState(5, None)
+    machine.want(wanted)
+    machine.declare(DeclareData([5], [2]), [PAYLOAD], [data])
+    assert {state.status for state in (late, wanted, data)} == {status}
+    assert machine.take() == []
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from zmqtasks.nodes.client.names import to_user, to_wire
 
 PLAIN = (
     st.text()
-    | st.sampled_from(["#", "#i1", "#t()", "inc-1.2", "a-1.2\n", '#t("x",)'])
+    | st.sampled_from(["#", "#i1", "#t()", "inc-1.2", "a-1.2\n", "a-01.2", "a-99999999.1", "#-0.0", '#t("x",)'])
     | st.integers()
     | st.booleans()
     | st.floats(allow_nan=False)

@@ -118,6 +118,9 @@ class ClientMachine:
 
     def submit(self, op: SubmitTasks, code: bytes, states: Sequence[FutureState]) -> None:
         """Tasks with their records; `code` is the function, sent when the scheduler doesn't have it yet."""
+        if self.fault is not None:
+            self._refuse(states)
+            return
         if op.function not in self._functions_sent:
             self._functions_sent.add(op.function)
             self._outbox.append(PutFunctions([op.function], [code]))
@@ -129,6 +132,9 @@ class ClientMachine:
 
     def declare(self, op: DeclareData, payloads: Sequence[Payload], states: Sequence[FutureState] = ()) -> None:
         """Data of this client, with records when users will hold futures of it."""
+        if self.fault is not None:
+            self._refuse(states)
+            return
         self.payloads.update(zip(op.keys, payloads, strict=True))
         if op.retained:
             self._retained.update(op.keys)
@@ -155,6 +161,9 @@ class ClientMachine:
 
     def want(self, state: FutureState) -> None:
         """A future of a key that this client has not submitted."""
+        if self.fault is not None:
+            self._refuse((state,))
+            return
         self._add_states((state,))
         self._outbox.append(WantKeys([state.key]))
 
@@ -251,12 +260,8 @@ class ClientMachine:
         """Nothing more will be told: what is pending is lost (or cancelled, when the client was closed)."""
         if self.fault is not None:
             return
-        fault = self.fault = Fault(kind, reason)
-        status = CANCELLED if kind == "CancelledError" else LOST
-        for state in self.states.values():
-            state.wanted = False
-            if state.status is PENDING:
-                self._settle(state, status, fault)
+        self.fault = Fault(kind, reason)
+        self._refuse(self.states.values())
         self.states.clear()
         self.payloads.clear()
         self._outbox.clear()
@@ -331,6 +336,16 @@ class ClientMachine:
                 state.fence = 0
 
     # Records
+
+    def _refuse(self, states: Iterable[FutureState]) -> None:
+        """Settles pending records after the end."""
+        fault = self.fault
+        assert fault is not None
+        status = CANCELLED if fault.kind == "CancelledError" else LOST
+        for state in states:
+            state.wanted = False
+            if state.status is PENDING:
+                self._settle(state, status, fault)
 
     def _add_states(self, states: Iterable[FutureState]) -> None:
         for state in states:

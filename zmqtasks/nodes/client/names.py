@@ -12,24 +12,24 @@ import re
 from typing import TypeAlias
 
 from zmqtasks.errors import ConfigError
-from zmqtasks.ids import COUNTER_BITS, Key, format_key
+from zmqtasks.ids import CLIENT_NUMBER_LIMIT, COUNTER_BITS, Key, format_key
 
 UserKey: TypeAlias = "str | int | float | bool | bytes | tuple[UserKey, ...] | None"
 
 _MARK = "#"
-_ANONYMOUS = re.compile(r"(?s)(.*)-(\d{1,8})\.(\d{1,13})")
+_ANONYMOUS = re.compile(r"(?s).*-(0|[1-9][0-9]{0,7})\.(0|[1-9][0-9]{0,12})")
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|#[^,)]*')
 
 
 def to_wire(key: object) -> Key:
     """The key that stands for `key` on the wire; raises ConfigError for what cannot be a key."""
     if type(key) is str:
-        if key.startswith(_MARK):
-            return "#s" + key
         anonymous = _ANONYMOUS.fullmatch(key)
         if anonymous is not None:
-            return (int(anonymous[2]) << COUNTER_BITS) | int(anonymous[3])
-        return key
+            number, counter = int(anonymous[1]), int(anonymous[2])
+            if number < CLIENT_NUMBER_LIMIT and counter < 1 << COUNTER_BITS:
+                return (number << COUNTER_BITS) | counter
+        return "#s" + key if key.startswith(_MARK) else key
     return _marked(key)
 
 

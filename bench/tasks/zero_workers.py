@@ -13,7 +13,6 @@ import os
 import subprocess
 import sys
 import time
-from random import Random
 from typing import Any
 
 from zmqtasks.config import Config
@@ -46,7 +45,7 @@ class SimulatedCluster:
     """A scheduler machine with one client and `n_workers` workers."""
 
     def __init__(self, n_workers: int) -> None:
-        self.machine = SchedulerMachine(epoch=1, config=Config(), rng=Random(0))
+        self.machine = SchedulerMachine(epoch=1, config=Config())
         self.cpu_s = 0.0
         self.messages = 0
         self._now = 0.0

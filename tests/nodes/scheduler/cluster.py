@@ -96,7 +96,7 @@ class Cluster:
     def __init__(self, seed: int = 0, **config) -> None:
         self.random = Random(seed)
         self.now = 0.0
-        self.machine = SchedulerMachine(epoch=1, config=Config(**config), rng=Random(seed))
+        self.machine = SchedulerMachine(epoch=1, config=Config(**config))
         self.client = self.machine.client_joined(b"client", ops.ClientIntroduction("c", 1, "here"), 0.0)
         self.workers: list[SimulatedWorker] = []
         self.told: list[ops.Op] = []

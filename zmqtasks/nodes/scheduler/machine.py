@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 The node calls `receive` for what arrived from a peer, the membership methods for links, `tick` when `deadline` has come, and
 then `flush` once for all of it: placement happens there, and every peer gets at most one batch. Nothing here blocks, reads a
-clock, draws a random number that was not seeded from outside, or opens a payload.
+clock, draws a random number, or opens a payload.
 
 The rules are in the modules beside this one: `lifecycle` (tasks), `placement` (who runs what), `data` (bytes that clients give,
 whereabouts), `membership` (who is there), `errands` (function calls, restarts), `queries`.
@@ -13,7 +13,6 @@ whereabouts), `membership` (who is there), `errands` (function calls, restarts),
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from random import Random
 from typing import Any
 
 import msgspec
@@ -41,13 +40,10 @@ KEEPER_SESSION = b"keeper"
 
 
 class SchedulerMachine:
-    """All decisions of a scheduler.
+    """All decisions of a scheduler; `epoch` tells this start of it from others."""
 
-    `epoch` tells this start of the scheduler from others; `rng` is for choices among equals.
-    """
-
-    def __init__(self, *, epoch: int, config: Config, rng: Random) -> None:
-        self.state = SchedulerState(epoch=epoch, config=config, rng=rng)
+    def __init__(self, *, epoch: int, config: Config) -> None:
+        self.state = SchedulerState(epoch=epoch, config=config)
         self.placement = Placement(self.state)
         self.lifecycle = Lifecycle(self.state, self.placement)
         self.data = DataBook(self.state, self.placement, self.lifecycle)

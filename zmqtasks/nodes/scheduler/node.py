@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import partial
-from random import Random
 from typing import Any, assert_never
 
 from zmqtasks.config import Config
@@ -86,7 +85,7 @@ class SchedulerNode:
         self._wanted = list(addresses)
         self._scheduler_file = scheduler_file
         self.epoch = int(time.time())
-        self.machine = SchedulerMachine(epoch=self.epoch, config=config, rng=Random(self.epoch))
+        self.machine = SchedulerMachine(epoch=self.epoch, config=config)
         self._acceptor = Acceptor(
             security=security, config=config, epoch=self.epoch, instance_id=new_instance_id(), admit=self._admit
         )

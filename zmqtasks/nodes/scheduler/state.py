@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from enum import IntEnum
-from random import Random
 
 import msgspec
 
@@ -257,9 +256,8 @@ class WorkerState:
 class SchedulerState:
     """All that one scheduler knows; shared by the modules of its machine."""
 
-    def __init__(self, *, epoch: int, config: Config, rng: Random) -> None:
+    def __init__(self, *, epoch: int, config: Config) -> None:
         self.config = config
-        self.rng = rng
         self.epoch = epoch
         self.tasks: dict[Key, TaskState] = {}
         self.functions: dict[bytes, FunctionRecord] = {}

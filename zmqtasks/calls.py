@@ -26,6 +26,22 @@ _PROTOCOL = 5
 _dumps = pickle.dumps
 
 
+def encode_simple(args: Args, kwargs: Kwargs, limit_bytes: int) -> tuple[bytes, Sequence[Key]] | None:
+    """As `CallEncoder.encode` for the commonest calls: only futures, or only scalars; None for others."""
+    if kwargs:
+        return None
+    if not args:
+        return b"", ()
+    kinds = set(map(type, args))
+    if kinds == _FUTURES:
+        return b"", [future._state.key for future in args]
+    if kinds <= SCALARS:
+        data = _dumps((args, kwargs), _PROTOCOL)
+        if len(data) <= limit_bytes:
+            return data, ()
+    return None
+
+
 class CallEncoder:
     """Encodes the calls of one submission; an object that occurs in several of them is lifted out of them once.
 
@@ -43,17 +59,7 @@ class CallEncoder:
 
     def encode(self, args: Args, kwargs: Kwargs) -> tuple[bytes, Sequence[Key]]:
         """The bytes of a call (empty: exactly the inputs) and its inputs."""
-        if not kwargs:
-            if not args:
-                return b"", ()
-            kinds = set(map(type, args))
-            if kinds == _FUTURES:
-                return b"", [future._state.key for future in args]
-            if kinds <= SCALARS:
-                data = _dumps((args, kwargs), _PROTOCOL)
-                if len(data) <= self._limit_bytes:
-                    return data, ()
-        return self._encode(args, kwargs)
+        return encode_simple(args, kwargs, self._limit_bytes) or self._encode(args, kwargs)
 
     def encode_columns(
         self, columns: Sequence[Sequence[Any]], kwargs: Kwargs

@@ -130,6 +130,22 @@ def wait_settled(futures: Sequence[Future[Any]], timeout: Any = None, eager: boo
             raise timed_out(_still_pending(futures), deadline.limit_s)
 
 
+def _wait_for_one(state: FutureState) -> None:
+    """As `wait_settled` for one future outside of tasks, in few steps: the loop gets the interpreter only when this waits."""
+    node: ClientNode = state.owner
+    if node.loop_thread is None or node.loop_thread.is_current():
+        return  # the general way has the error for it
+    countdown = ThreadCountdown()
+    with node.lock:
+        countdown.remaining = add_waiter(countdown, (state,))
+    if countdown.remaining:
+        try:
+            countdown.wait(None)
+        finally:
+            if countdown.remaining:
+                _unregister(countdown, node, (state,))
+
+
 async def wait_settled_async(futures: Sequence[Future[Any]], timeout: Any = None, eager: bool = False) -> None:
     """As `wait_settled`, for coroutines in any loop."""
     deadline = timeout if isinstance(timeout, Deadline) else Deadline(timeout)
@@ -239,6 +255,9 @@ def _raise(error: BaseException | None) -> NoReturn:
 
 def result(future: Future[T], timeout: Any) -> T:
     """`Future.result` for threads."""
+    state = future._state
+    if timeout is None and state.status is PENDING and _CONTEXT not in sys.modules:
+        _wait_for_one(state)
     (value,) = gather((future,), "raise", timeout)
     return value  # type: ignore[no-any-return]
 
@@ -256,7 +275,8 @@ def gather(futures: Sequence[Future[Any]], errors: str, timeout: Any = None) -> 
     deadline = Deadline(timeout)
     payloads: dict[Key, Payload | ZmqTasksError] = {}
     while True:
-        wait_settled(futures, deadline, errors == "raise")
+        if any(future._state.status is PENDING for future in futures):
+            wait_settled(futures, deadline, errors == "raise")
         values = _assemble(futures, payloads, errors)
         if values is not None:
             return values

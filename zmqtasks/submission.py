@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from zmqtasks.calls import Args, CallEncoder, Kwargs
+from zmqtasks.calls import Args, CallEncoder, Kwargs, encode_simple
 from zmqtasks.functions import FunctionCache, PreparedFunction, call_function, digest_of
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
@@ -38,8 +38,13 @@ class Submitter:
         node = self.node
         node.check_usable()
         prepared = self.functions.prepare(function)
-        encoder = CallEncoder(node.config.implicit_data_bytes, _content_key if pure else self._new_key)
-        if prepared.references or len(prepared.code) > node.config.implicit_data_bytes:
+        limit = node.config.implicit_data_bytes
+        if key is None and not pure and not prepared.references and len(prepared.code) <= limit:
+            simple = encode_simple(args, kwargs, limit)
+            if simple is not None:
+                return self._submit_simple(prepared, *simple, options, name or prepared.name)
+        encoder = CallEncoder(limit, _content_key if pure else self._new_key)
+        if prepared.references or len(prepared.code) > limit:
             prepared, args = self._as_argument(prepared, function, encoder), (function, *args)
         data, inputs = encoder.encode(args, kwargs)
         name = name or prepared.name
@@ -57,6 +62,25 @@ class Submitter:
             node.machine.submit(columns.op(first, 1), prepared.code, (state,))
             if encoder.keys:
                 node.machine.release(encoder.keys)
+            node.count_bytes(PER_TASK_BYTES + len(data))
+        node.wake()
+        if node.is_backlogged():
+            node.wait_backlog()
+        return Future(state)
+
+    def _submit_simple(
+        self, prepared: PreparedFunction, data: bytes, inputs: Sequence[Key], options: TaskOptions, name: str
+    ) -> Future[Any]:
+        """One anonymous task with nothing lifted: the way of most, in as few steps as can be."""
+        node = self.node
+        lengths = [len(data)] if data else []
+        counts = [len(inputs)] if inputs else []
+        with node.lock:
+            machine = node.machine
+            first = machine.take_keys(1)
+            state = FutureState(first, node, name)
+            op = SubmitTasks(prepared.digest, name, first, 1, [], data, lengths, counts, list(inputs), options=options)
+            machine.submit(op, prepared.code, (state,))
             node.count_bytes(PER_TASK_BYTES + len(data))
         node.wake()
         if node.is_backlogged():

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
@@ -85,6 +86,7 @@ class Channel:
         "_ended",
         "_handler",
         "_in_seq",
+        "_lock",
         "_loop",
         "_low_water",
         "_on_ended",
@@ -147,6 +149,8 @@ class Channel:
         self._ack_timer: asyncio.TimerHandle | None = None
         self._paused = False
         self._closing = False
+        self._lock = threading.Lock()
+        """Held while a batch gets its number and goes out: the one thing that other threads may do (`begin_direct`)."""
         self._over = False
         self._ended: Exception | None = None
         self._end_told: asyncio.Future[None] = self._loop.create_future()
@@ -172,13 +176,41 @@ class Channel:
             raise CommClosedError(f"the channel to {self.peer_address} is closed")
         if not ops:
             return
+        with self._lock:
+            self._send_locked(ops)
+        if self._queued > self._replay_limit:
+            self._overflow()
+
+    def begin_direct(self) -> bool:
+        """For any thread: whether a batch can go out from here at once. If so, `send_direct` must follow, soon.
+
+        It can when the link is up, nothing waits to be sent, and nobody else sends at this moment. A wake-up of the
+        loop costs more than the system call that sends (`bench.tasks latency`), so it is worth asking.
+        """
+        if self._closing or not self._lock.acquire(blocking=False):
+            return False
+        comm = self._comm
+        if comm is not None and comm.ready_for_direct:
+            return True
+        self._lock.release()
+        return False
+
+    def send_direct(self, ops: Sequence[Op]) -> None:
+        """Sends a batch after `begin_direct` was true; no ops: nothing is sent after all."""
+        try:
+            if ops:
+                self._send_locked(ops, direct=True)
+        finally:
+            self._lock.release()
+
+    def _send_locked(self, ops: Sequence[Op], direct: bool = False) -> None:
         data = self._encode(self._out_seq + 1, self._in_seq, ops)
         size = len(data)
         if size > SPLIT_BYTES:
             if len(ops) > 1:
                 middle = len(ops) // 2
-                self.send(ops[:middle])
-                self.send(ops[middle:])
+                self._send_locked(ops[:middle])
+                self._send_locked(ops[middle:])
                 return
             if size > self._codec.limit_bytes:
                 raise LocalProtocolError(
@@ -189,13 +221,15 @@ class Channel:
         self._unacked = 0
         self._replay.append(data)
         self._queued += size
-        if self._comm is not None:
+        comm = self._comm
+        if comm is not None:
             try:
-                self._comm.send((data,))
+                if direct:
+                    comm.send_direct((data,))
+                else:
+                    comm.send((data,))
             except CommError:
                 pass  # comm_ended is on its way, and the batch is kept
-        if self._queued > self._replay_limit:
-            self._overflow()
 
     @property
     def queued_bytes(self) -> int:
@@ -266,7 +300,8 @@ class Channel:
         try:
             seq, ack, ops = self._decode(frame)
             if ack > self._acked:
-                self._acknowledged(ack)
+                with self._lock:
+                    self._acknowledged(ack)
             if seq != self._in_seq + 1 or len(frames) != 1:
                 self._irregular(seq, ops, frames)
                 return
@@ -315,12 +350,13 @@ class Channel:
 
     def attach(self, comm: Comm, peer_last_seq: int) -> None:
         """Goes on over a comm whose handshake is done: sends what the peer has not received. `receive` follows."""
-        self._comm = comm
         self.peer_address = comm.peer_address
         try:
-            self._acknowledged(peer_last_seq)
-            for data in self._replay:
-                comm.send((data,))
+            with self._lock:  # no batch may overtake the ones that go out again
+                self._comm = comm
+                self._acknowledged(peer_last_seq)
+                for data in self._replay:
+                    comm.send((data,))
         except ProtocolError as exc:
             self._fail(exc)
         except CommError:
@@ -377,7 +413,7 @@ class Channel:
             self._finish(ProtocolError(f"{self.peer_address} ended the session: {_printable(ops[0].reason)}"))
 
     def _acknowledged(self, ack: int) -> None:
-        """Forgets batches that the peer has."""
+        """Forgets batches that the peer has; the lock is held."""
         if ack > self._out_seq or ack < self._acked:
             raise RemoteProtocolError(
                 f"the peer acknowledges batch {ack}; sent are {self._out_seq}, acknowledged {self._acked}"
@@ -395,7 +431,8 @@ class Channel:
         if self._unacked and self._comm is not None:
             self._unacked = 0
             try:
-                self._comm.send((self._encode(0, self._in_seq, ()),))
+                with self._lock:
+                    self._comm.send((self._encode(0, self._in_seq, ()),))
             except CommError:
                 pass
 
@@ -425,7 +462,8 @@ class Channel:
             _log.warning("the channel with %s ends: %s", self.peer_address, error)
         if self._comm is not None:
             try:
-                self._comm.send((self._encode(0, self._in_seq, (Goodbye(str(error)),)),))
+                with self._lock:
+                    self._comm.send((self._encode(0, self._in_seq, (Goodbye(str(error)),)),))
             except CommError:
                 pass
         self._finish(error)

@@ -29,7 +29,8 @@ the peer's memory stays bounded in any case.
 where the operating system tells; a link that is cut silently is noticed within `heartbeat_s` of the settings. A peer that
 does not read, holds its GIL, or is stopped for less than that is not broken.
 
-*Threads.* A comm belongs to the event loop that made it; no method may be called from another thread.
+*Threads.* A comm belongs to the event loop that made it; no method may be called from another thread, but for
+`send_direct` where a transport offers it.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from zmqtasks.errors import LocalProtocolError
 from zmqtasks.protocol.frames import HELLO_LIMITS, Frames, Limits
 
 
@@ -113,6 +115,15 @@ class Comm(ABC):
 
         Raises the comm's end (`CommClosedError`, `CommBrokenError`) when it is over, `LocalProtocolError` for no frames.
         """
+
+    @property
+    def ready_for_direct(self) -> bool:
+        """Whether `send_direct` may be called now, from whatever thread; transports that can't do that never say so."""
+        return False
+
+    def send_direct(self, frames: Frames) -> None:
+        """Like `send`, from any thread, after `ready_for_direct`; the caller sees to it that nobody else sends meanwhile."""
+        raise LocalProtocolError(f"{type(self).__name__} sends from its own loop only")
 
     @abstractmethod
     async def drain(self) -> None:

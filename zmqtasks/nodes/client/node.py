@@ -58,6 +58,8 @@ COLLECT_S = 0.02
 BACKLOG_POLL_S = 0.002
 RECONNECT_PAUSE_S = 0.1
 
+ALONE_S = 0.0003
+"""What is submitted at least so long after the last is sent at once; more often, and batches cost less."""
 PER_TASK_BYTES = 16
 """About what a task takes in a message beside its arguments."""
 
@@ -96,6 +98,7 @@ class ClientNode:
         self.error: ZmqTasksError | None = None
         """Why nothing can be asked any more."""
         self._flush_due = False
+        self._woken_at = 0.0
         self._unflushed_bytes = 0
         self._requests: dict[int, asyncio.Future[Any]] = {}
         self._runs: dict[int, list[RunFinished]] = {}
@@ -178,7 +181,12 @@ class ClientNode:
     # Sending
 
     def wake(self) -> None:
-        """Has the loop send what the machine has to say."""
+        """Sends what the machine has to say: from this thread if it is the first for a while, else the loop does it in batches."""
+        now = time.perf_counter()
+        alone = now - self._woken_at > ALONE_S
+        self._woken_at = now
+        if alone and self._flush_directly():
+            return
         if not self._flush_due:
             self._flush_due = True
             try:
@@ -217,26 +225,51 @@ class ClientNode:
             self.check_usable()
             time.sleep(BACKLOG_POLL_S)
 
+    def _flush_directly(self) -> bool:
+        """Sends from the calling thread; False when that can't be done now."""
+        channel = self.channel
+        if channel is None or self.ended or self._flush_due or not self.lock.acquire(blocking=False):
+            return False
+        try:
+            if not channel.begin_direct():
+                return False
+            ops: list[Op] = []
+            try:
+                self.machine.collect_dropped()
+                ops = self.machine.take()
+                self._unflushed_bytes = 0
+            finally:
+                channel.send_direct(ops)
+            return True
+        finally:
+            self.lock.release()
+
     def _flush(self) -> None:
         self._flush_due = False
         with self.lock:
             self.machine.collect_dropped()
             ops = self.machine.take()
             self._unflushed_bytes = 0
-        if ops:
-            self._send(ops)
+            error = self._send(ops) if ops else None
+        if error is not None:
+            self._failed(error)
 
-    def _send(self, ops: list[Op]) -> None:
+    def _send(self, ops: list[Op]) -> Exception | None:
+        """Hands a batch to the channel, under the lock, so that batches go out in the order in which they were taken."""
         if self.channel is None or self.ended:
-            return
+            return None
         try:
             self.channel.send(ops)
-        except CommError as exc:
-            self._lost(exc)
         except ZmqTasksError as exc:
-            logger.exception("could not send to the scheduler")
-            self.channel.abort(str(exc))
-            self._lost(exc)
+            return exc
+        return None
+
+    def _failed(self, error: Exception) -> None:
+        if not isinstance(error, CommError):
+            logger.error("could not send to the scheduler", exc_info=error)
+            if self.channel is not None:
+                self.channel.abort(str(error))
+        self._lost(error)
 
     def _collect_later(self) -> None:
         self.loop.call_later(COLLECT_S, self._collect)
@@ -262,13 +295,14 @@ class ClientNode:
                 if self.dropped:
                     self.machine.collect_dropped()
                 out = self.machine.take()
+                failure = self._send(out) if out else None
         except ValueError as exc:  # columns that do not fit
             error = RemoteProtocolError(f"the scheduler sent a malformed op: {exc}")
             channel.abort(str(error))
             self._lost(error)
             return
-        if out:
-            self._send(out)
+        if failure is not None:
+            self._failed(failure)
         for op in rest:
             self._handle(op)
 

@@ -14,7 +14,7 @@ from zmqtasks.transports.zeromq.comm import ZmqComm, full_window
 from zmqtasks.transports.zeromq.control import SESSION_BYTES, VERSION, Accept, Hello, Refuse, encode_control
 from zmqtasks.transports.zeromq.sockets import LINGER_MS, MonitoredSocket, borrowed_socket, receive_control
 
-_MESSAGES_PER_TURN = 64
+_MESSAGES_PER_TURN = 32
 
 _EVENTS = (
     zmq.EVENT_CONNECTED

@@ -51,9 +51,16 @@ from zmqtasks.transports.zeromq.sockets import (
 _log = logging.getLogger(__name__)
 
 _MESSAGES_PER_TURN = 128
-_MOST_STRANGERS = 1024
+_BYTES_PER_TURN = 4 << 20
+_MOST_STRANGERS = 4096
+"""Connections that have not authenticated; for more, the oldest without a hello goes, and hellos are refused."""
+
 _STRANGER_BYTES = 64 << 10
-_WATCH_S = 0.05
+"""What may come by a connection before its hello, the ZMTP handshake included."""
+
+_MESSAGE_OVERHEAD_BYTES = 32  # of ZMTP: 9 for each part, and the empty first part of control
+_HEARTBEAT_BYTES = 64  # more than pings take between two looks
+_WATCH_S = 0.01
 _WATCH_SHARE = 20  # a look at all strangers may take 1/20 of the time
 _HELLO_S = 3.0
 """A hello follows the connection without the caller's Python having a part in it: this is long."""
@@ -78,8 +85,10 @@ class Connection:
     hang_up_at: float
     """When to hang up; infinity: not at all."""
     comm: RouterComm | None = None
-    over: bool = False
-    """Its comm has ended: what still comes is of no interest."""
+    over: bytes | None = None
+    """The routing id of its comm that has ended: what still comes from there is of no interest."""
+    seen_bytes: int = 0
+    """Taken from ZeroMQ, with what the ZMTP framing takes at most."""
 
 
 class RouterComm(ZmqComm):
@@ -167,11 +176,16 @@ class Router:
         host = name[0].removeprefix("::ffff:") if "." in name[0] else name[0]
         return format_host_port(self._scheme, host, name[1])
 
+    def listen(self, on_comm: Callable[[Comm], None], settings: LinkSettings) -> None:
+        """Lets newcomers in, at first or again."""
+        self.on_comm = on_comm
+        self.settings = settings
+
     async def stop_listening(self) -> None:
         """Turns newcomers away; when no comm lives, frees the address before it returns."""
         self.on_comm = None
         for connection in list(self._watched.values()):
-            if connection.comm is None:
+            if connection.comm is None and connection.over is None:
                 _hang_up(connection)
         if not self._comms and not self.socket.closed:
             self.socket.zmq.unbind(self._endpoint)
@@ -192,9 +206,10 @@ class Router:
         del self._comms[comm.routing_id]
         self._cut.pop(comm, None)
         connection = comm.connection
-        connection.comm = None
-        connection.over = True
-        if connection.fd in self._connections:
+        if connection.comm is comm:
+            connection.comm = None
+            connection.over = comm.routing_id
+        if connection.comm is None and self._connections.get(connection.fd) is connection:
             connection.hang_up_at = self.loop.time() + _HANG_UP_S
             self._watch(connection)
         if not self._comms and self.on_comm is None:
@@ -209,22 +224,28 @@ class Router:
     def _receive(self) -> bool:
         sock = self.socket.zmq
         comms = self._comms
-        for _ in range(_MESSAGES_PER_TURN):
+        messages = size = 0
+        while messages < _MESSAGES_PER_TURN and size < _BYTES_PER_TURN:
             if self.socket.closed:
                 return False
             try:
                 routing_id = sock.recv(zmq.DONTWAIT)
             except zmq.Again:
-                self._end_cut()
-                return False
+                return self._end_cut()  # which may send, and so need another look
             part = sock.recv(zmq.DONTWAIT, copy=False)
+            messages += 1
             comm = comms.get(routing_id)
             if comm is None:
                 self._receive_from_stranger(routing_id, part)
             elif part.more:
-                comm.control_received_untrusted(receive_control(sock, part))
+                control = receive_control(sock, part)
+                comm.connection.seen_bytes += len(control or b"") + _MESSAGE_OVERHEAD_BYTES
+                comm.control_received_untrusted(control)
             else:
-                comm.part_received_untrusted(part.buffer)
+                data = part.buffer
+                size += len(data)
+                comm.connection.seen_bytes += len(data) + _MESSAGE_OVERHEAD_BYTES
+                comm.part_received_untrusted(data)
         if self._cut:
             self._end_cut(self.loop.time())
         return True
@@ -233,24 +254,23 @@ class Router:
         control = receive_control(self.socket.zmq, part) if part.more else None
         self.socket.read_events()  # the connection was accepted before anything came by it
         connection = self._connections.get(source_fd(part))
-        if connection is None or connection.over:
-            return  # the peer is gone, or has not noticed yet that its comm has ended
-        try:
-            if control is None or len(routing_id) != _ROUTING_ID_BYTES or routing_id[0]:
-                raise RemoteProtocolError("it does not speak the zmq transport of zmqtasks")
-            hello = decode_control_untrusted(control)
-            if not isinstance(hello, Hello):
-                raise RemoteProtocolError(f"it sent {type(hello).__name__} before a hello")
-        except RemoteProtocolError as exc:
-            _log.info("%s hangs up on %s: %s", self.address, self.address_of(connection.name), exc)
-            _hang_up(connection)
+        if control is None or connection is None or connection.over == routing_id:
             return
-        self._on_hello(routing_id, connection, hello)
+        try:
+            hello = decode_control_untrusted(control)
+        except RemoteProtocolError:
+            return
+        # Whatever is no hello is passed over, and the caller hung up on when its time is over: the descriptor may be
+        # another caller's by now, who has done nothing wrong.
+        if isinstance(hello, Hello) and len(routing_id) == _ROUTING_ID_BYTES and routing_id[0] == 0:
+            self._on_hello(routing_id, connection, hello)
 
     def _on_hello(self, routing_id: bytes, connection: Connection, hello: Hello) -> None:
         refusal = None
         if self.on_comm is None:
             refusal = "the listener is closed"
+        elif len(self._watched) > _MOST_STRANGERS:
+            refusal = f"{_MOST_STRANGERS} callers are still to authenticate: try again later"
         elif hello.version != VERSION:
             refusal = (
                 f"the caller speaks version {hello.version} of the zmq transport, the listener version {VERSION}: "
@@ -258,7 +278,7 @@ class Router:
             )
         try:
             if refusal is not None:
-                connection.over = True
+                connection.over = routing_id
                 connection.hang_up_at = self.loop.time() + _HANG_UP_S
                 self.push_control(routing_id, encode_control(Refuse(refusal)))
                 return
@@ -274,6 +294,7 @@ class Router:
             # One connection has one routing id: the descriptor was used again before the first peer's hello was read.
             self._cut[connection.comm] = 0.0
         connection.comm = comm
+        connection.over = None
         connection.hang_up_at = float("inf")
         self._comms[routing_id] = comm
         if comm.trusted:
@@ -314,8 +335,7 @@ class Router:
         connection = Connection(fd, name, self.loop.time() + min(_HELLO_S, self.settings.connect_timeout_s))
         self._connections[fd] = connection
         self._watch(connection)
-        strangers = len(self._watched)
-        if strangers > _MOST_STRANGERS:
+        if len(self._watched) > _MOST_STRANGERS:
             oldest = next((known for known in self._watched.values() if known.comm is None), None)
             if oldest is not None:
                 self._watched.pop(oldest.fd)
@@ -325,12 +345,13 @@ class Router:
         if self._cut and not self.socket.closed and self._receive():
             self.socket.look_again()
 
-    def _end_cut(self, now: float = float("inf")) -> None:
-        """Ends the comms whose connection is gone, once all that came by it must have been received."""
-        for comm, until in list(self._cut.items()):
-            if until <= now:
-                del self._cut[comm]
-                comm.link_lost()
+    def _end_cut(self, now: float = float("inf")) -> bool:
+        """Ends the comms whose connection is gone, once all that came by it must have been received; True: there were."""
+        over = [comm for comm, until in self._cut.items() if until <= now]
+        for comm in over:
+            self._cut.pop(comm, None)
+            comm.link_lost()
+        return bool(over)
 
     # -- strangers
 
@@ -355,8 +376,8 @@ class Router:
             return
         comm = connection.comm
         granted = _STRANGER_BYTES if comm is None else comm.granted_bytes
-        seen = 0 if comm is None else comm.statistics().bytes_received
-        if _received_bytes(connection) - seen > granted:
+        connection.seen_bytes += _HEARTBEAT_BYTES
+        if connection.over is None and _received_bytes(connection) - connection.seen_bytes > granted:
             _log.info("%s hangs up on %s: it sends more than it may", self.address, self.address_of(connection.name))
             _hang_up(connection)
 
@@ -398,4 +419,6 @@ def _hang_up(connection: Connection) -> None:
     if handle is not None:
         with handle, contextlib.suppress(OSError):
             if handle.getpeername()[:2] == connection.name:
+                # With a reset: after an orderly end a caller in the middle of a flood would wait for room.
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 handle.shutdown(socket.SHUT_RDWR)

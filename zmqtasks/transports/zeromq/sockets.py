@@ -102,8 +102,8 @@ class MonitoredSocket:
     """A DEALER or ROUTER socket in the running event loop, with its monitor.
 
     `on_readable` is called when there may be something to receive; it receives until `zmq.Again` and returns False, or
-    returns True to be called again in the next turn of the loop. `on_event(event, value)` gets the events of the
-    monitor, for most of which `value` is a file descriptor.
+    returns True to be called again in the next turn of the loop: when it stops earlier, or has sent after that.
+    `on_event(event, value)` gets the events of the monitor, for most of which `value` is a file descriptor.
     """
 
     def __init__(
@@ -119,6 +119,7 @@ class MonitoredSocket:
         self._on_readable = on_readable
         self._on_event = on_event
         self._look_pending = False
+        self._looking = False
         self._context = _context_of_process.acquire()
         self.closed = False
         self._monitor: ZmqSocket | None = None
@@ -138,7 +139,7 @@ class MonitoredSocket:
 
     def look_again(self) -> None:
         """To be called after every send: it may have swallowed the news of something to receive."""
-        if not self._look_pending:
+        if not self._look_pending and not self._looking:
             self._look_pending = True
             self._loop.call_soon(self._look_after_send)
 
@@ -177,7 +178,14 @@ class MonitoredSocket:
         self._loop.add_reader(self._monitor_fd, self.read_events)
 
     def _look(self) -> None:
-        if not self.closed and self._on_readable():
+        if self.closed:
+            return
+        self._looking = True  # what is sent meanwhile needs no look of its own
+        try:
+            more = self._on_readable()
+        finally:
+            self._looking = False
+        if more:
             self.look_again()
 
     def _look_after_send(self) -> None:

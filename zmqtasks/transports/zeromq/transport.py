@@ -19,14 +19,14 @@ from zmqtasks.transports.zeromq.router import Router
 class ZmqListener(Listener):
     """Accepts comms through a `Router` until closed; made by `ZmqTransport`."""
 
-    def __init__(self, router: Router, on_comm: Callable[[Comm], None]) -> None:
+    def __init__(self, router: Router) -> None:
         self.address = router.address
         self._router = router
-        self._on_comm = on_comm
-        router.on_comm = on_comm
+        self._closed = False
 
     async def close(self) -> None:
-        if self._router.on_comm is self._on_comm:
+        if not self._closed:
+            self._closed = True
             await self._router.stop_listening()
 
 
@@ -73,7 +73,8 @@ class ZmqTransport(Transport):
         loop = asyncio.get_running_loop()
         if router is None or router.on_comm is not None or router.loop is not loop:
             router = await self._bind(where, settings)
-        return ZmqListener(router, on_comm)
+        router.listen(on_comm, settings)
+        return ZmqListener(router)
 
     async def _bind(self, where: HostPort, settings: LinkSettings) -> Router:
         sock = await listening_socket(where)

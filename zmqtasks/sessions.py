@@ -142,6 +142,8 @@ def _close_all() -> None:
             client._close_at_exit()
         except Exception:  # nobody is left to tell
             pass
+    if (loops := sys.modules.get("zmqtasks.nodes.client.loop")) is not None:
+        loops.stop_shared_loop()
 
 
 def _forked() -> None:

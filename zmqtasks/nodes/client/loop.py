@@ -11,6 +11,8 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_STOP_TIMEOUT_S = 2.0
+
 
 class LoopThread:
     """A running event loop in a daemon thread."""
@@ -26,6 +28,12 @@ class LoopThread:
         asyncio.set_event_loop(self.loop)
         self.loop.call_soon(self._started.set)
         self.loop.run_forever()
+
+    def stop(self) -> None:
+        """Ends the thread, if it is not the calling one; what still runs in the loop is left where it is."""
+        if self.thread.is_alive() and not self.is_current():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self.thread.join(_STOP_TIMEOUT_S)
 
     def is_current(self) -> bool:
         """Whether the caller runs in the loop's thread, and so must not wait for it."""
@@ -67,6 +75,12 @@ def shared_loop() -> LoopThread:
         if _shared is None or not _shared.thread.is_alive():
             _shared = LoopThread()
         return _shared
+
+
+def stop_shared_loop() -> None:
+    """At exit: a daemon thread that is still in uvloop's C code when the interpreter is taken down may crash the process."""
+    if _shared is not None:
+        _shared.stop()
 
 
 def on_fork(node: Any) -> None:

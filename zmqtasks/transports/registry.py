@@ -19,6 +19,7 @@ ENTRY_POINT_GROUP = "zmqtasks.transports"
 
 _BUILT_IN = {
     "tcp": ("zmqtasks.transports.tcp", "TcpTransport"),
+    "unix": ("zmqtasks.transports.unix", "UnixTransport"),
     "zmq": ("zmqtasks.transports.zeromq", "ZmqTransport"),
     "inproc": ("zmqtasks.transports.inproc", "InprocTransport"),
 }

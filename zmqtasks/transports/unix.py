@@ -1,0 +1,131 @@
+"""Messages between processes of one user on one Linux host, over Unix domain sockets: `unix://name`.
+
+The comm is that of `stream_comm`, the wire that of `stream`; without TCP below, a small message costs about half the
+time (`python -m bench.links`). What is particular:
+
+- *Names* are those of Linux' abstract namespace (unix(7)), `\\0zmqtasks/NAME`: no file that could be left behind, or be
+  in a folder that others can write to. A name is free again as soon as its listener is gone. `unix://` listens at a
+  random name. The namespace belongs to the network namespace, so containers do not see each other's.
+- *Users.* Abstract names have no permissions: anybody on the host can connect, and can take a name that is free. So each
+  side asks the kernel who the other is (SO_PEERCRED) before a byte is read, and has nothing to do with anybody but the
+  same user and root.
+- *Liveness.* Both ends have the same kernel, which tells of every end at once: there is no cable to be cut.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import re
+import secrets
+import socket
+import struct
+import sys
+from collections.abc import Callable
+
+from zmqtasks.errors import AddressError, ConnectError
+from zmqtasks.protocol.frames import KIB
+from zmqtasks.transports.address import split_scheme
+from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener
+from zmqtasks.transports.stream_comm import StreamComm, StreamListener, StreamTransport
+
+_PREFIX = b"\0zmqtasks/"
+_NAME = re.compile(r"[A-Za-z0-9_.\-]+\Z")
+_LONGEST_NAME = 108 - len(_PREFIX)  # sockaddr_un.sun_path has 108 bytes, see unix(7)
+_RANDOM_NAME_BYTES = 8
+_BACKLOG = 4096  # the kernel takes the smaller of this and net.core.somaxconn
+_BACKLOG_FULL_RETRY_S = 0.01
+
+_SEND_BUFFER_BYTES = 512 * KIB
+
+_CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
+_ROOT = 0
+
+
+class UnixTransport(StreamTransport):
+    """Frames over Unix domain sockets, between processes of one user on one host."""
+
+    scheme = "unix"
+    capabilities = Capabilities(
+        crosses_hosts=False,
+        crosses_processes=True,
+        encrypts=False,
+        shares_memory=False,
+        detects_cut_link=False,
+        uses_ip=False,
+        untrusted_peers=True,
+    )
+
+    def __init__(self) -> None:
+        if sys.platform != "linux":
+            raise AddressError(
+                f"unix:// needs the abstract socket names of Linux, and this is {sys.platform}: use tcp://127.0.0.1:PORT"
+            )
+
+    async def connect_socket(self, address: str, settings: LinkSettings) -> socket.socket:
+        target = _PREFIX + _name_in(address).encode()
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            while True:
+                try:
+                    sock.connect(target)
+                except BlockingIOError:  # no "in progress": the listener's backlog is full, and nothing tells when not
+                    await asyncio.sleep(_BACKLOG_FULL_RETRY_S)
+                else:
+                    return sock
+        except BaseException:
+            sock.close()
+            raise
+
+    def make_comm(self, sock: socket.socket, settings: LinkSettings) -> StreamComm:
+        pid, uid, _gid = _CREDENTIALS.unpack(
+            sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+        )
+        own, other = sock.getsockname(), sock.getpeername()
+        # The calling side has no name; it is known by the listener's and its process.
+        local = f"{_address_of(own)}" if own else f"{_address_of(other)}#{os.getpid()}"
+        peer = f"{_address_of(other)}" if other else f"{_address_of(own)}#{pid}"
+        if uid not in (os.geteuid(), _ROOT):
+            side = "is listened at" if other else "was called"
+            raise ConnectError(
+                f"{_address_of(other or own)} {side} by user {uid}: over unix://, user {os.geteuid()} has only links "
+                f"with itself and root; use tcp:// between users"
+            )
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        return StreamComm(asyncio.get_running_loop(), sock, settings, local, peer)
+
+    def why_no_answer(self) -> str:
+        return "is the process that listens there stopped, or busy?"
+
+    async def listen(self, address: str, on_comm: Callable[[Comm], None], settings: LinkSettings) -> Listener:
+        if split_scheme(address) == (self.scheme, ""):
+            address = f"{self.scheme}://{secrets.token_hex(_RANDOM_NAME_BYTES)}"
+        name = _name_in(address)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)
+            sock.bind(_PREFIX + name.encode())
+            sock.listen(_BACKLOG)
+        except OSError as exc:
+            sock.close()
+            taken = exc.errno == errno.EADDRINUSE
+            hint = "the name is taken: choose another, or none for a random one" if taken else exc.strerror or exc
+            raise ConnectError(f"cannot listen at {address}: {hint}") from exc
+        return StreamListener(self, sock, f"{self.scheme}://{name}", on_comm, settings)
+
+
+def _name_in(address: str) -> str:
+    scheme, name = split_scheme(address)
+    if not name:
+        raise AddressError(f"{address!r} names no listener: write it as '{scheme}://some-name'")
+    if not _NAME.match(name):
+        raise AddressError(f"{address!r}: {name!r} is no name for a socket: take letters, digits and any of '_.-'")
+    if len(name) > _LONGEST_NAME:
+        raise AddressError(f"{address!r}: the name has {len(name)} characters, at most {_LONGEST_NAME} are possible")
+    return name
+
+
+def _address_of(name: bytes) -> str:
+    return f"{UnixTransport.scheme}://{name.removeprefix(_PREFIX).decode()}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import random
 import socket
 import struct
@@ -43,6 +44,7 @@ from zmqtasks.transports.zeromq.control import (
     decode_control_untrusted,
     encode_control,
 )
+from zmqtasks.transports.zeromq.router import RouterComm
 
 OPEN = LinkSettings(limits=DATA_LIMITS)
 NARROW = LinkSettings(limits=HELLO_LIMITS)
@@ -52,7 +54,6 @@ FLOOD_COST_BYTES = 64 * MIB
 
 GREETING = b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + bytes(32)
 READY_BODY = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER"
-READY = b"\x04" + bytes([len(READY_BODY)]) + READY_BODY
 MORE, LONG = 1, 2
 
 
@@ -158,12 +159,15 @@ async def greet(strangers: Strangers, url: str) -> tuple[zmq.Socket[bytes], Acce
     return dealer, answer
 
 
-async def shake_hands(where: tuple[str, int]) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def shake_hands(
+    where: tuple[str, int], identity: bytes = b""
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A raw TCP connection after the ZMTP handshake."""
+    body = READY_BODY + b"\x08Identity" + struct.pack(">I", len(identity)) + identity
     reader, writer = await asyncio.open_connection(*where)
     writer.write(GREETING)
     assert len(await reader.readexactly(64)) == 64
-    writer.write(READY)
+    writer.write(b"\x04" + bytes([len(body)]) + body)
     _flags, size = await reader.readexactly(2)
     assert b"READY" in await reader.readexactly(size)
     return reader, writer
@@ -264,6 +268,48 @@ def test_message_without_end(greeted: bool) -> None:
             assert grown < FLOOD_COST_BYTES, f"a message without end took {grown >> 20} MiB"
             writer.close()
             await made.assert_serves()
+
+    run(test())
+
+
+def test_routing_ids_cannot_be_foretold() -> None:
+    """A routing id that was claimed by a caller, and that ZeroMQ then makes itself, would abort the process."""
+    libc = ctypes.CDLL(None)
+
+    async def test() -> None:
+        found = set()
+        for _ in range(3):
+            libc.srand(1)  # as every process begins
+            async with node() as made:
+                await made.assert_serves()
+                comm = made.recorders[0].comm
+                assert isinstance(comm, RouterComm)
+                found.add(comm.routing_id)
+        assert len(found) == 3
+
+    run(test())
+
+
+def test_claimed_routing_id() -> None:
+    """A caller that names itself is nobody special; the second of that name is ignored."""
+    hello = encode_control(Hello(SESSION, 64))
+
+    async def test() -> None:
+        async with node(LinkSettings(connect_timeout_s=1.0)) as made:
+            for number in range(2):
+                reader, writer = await shake_hands(made.where, b"me")
+                writer.write(bytes([MORE, 0]) + bytes([0, len(hello)]) + hello)
+                if number == 0:
+                    await wait_until(lambda: len(made.recorders) == 1, "no comm came of the hello")
+                    first = writer
+                else:
+                    with contextlib.suppress(ConnectionError):
+                        await reader.read()  # until hung up on
+                    writer.close()
+            await made.assert_serves()
+            assert [recorder.comm.ended is None for recorder in made.recorders] == [True, False]
+            first.close()
+            assert isinstance(await made.recorders[0].wait_end(), CommBrokenError)
 
     run(test())
 

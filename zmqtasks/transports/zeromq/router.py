@@ -1,8 +1,7 @@
 """The listening end: one ROUTER socket that all comms of a listener share.
 
-Who is who: ZeroMQ's routing id names a peer in both directions and is never used again (only ids that the ROUTER made
-itself are accepted); the file descriptor of the connection, which a part carries and the monitor names, tells of the
-peer's death and lets this side hang up.
+Who is who: ZeroMQ's routing id names a peer in both directions, and no other while it lives; the file descriptor of the
+connection, which a part carries and the monitor names, tells of the peer's death and lets this side hang up.
 
 Strangers. ZeroMQ reads on behalf of anybody, so a connection is watched until it has a comm whose limits were raised:
 how many bytes the kernel has received for it (TCP_INFO) against those that have been seen here. What a stranger can
@@ -19,9 +18,7 @@ import asyncio
 import contextlib
 import logging
 import socket
-import struct
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import zmq
 
@@ -30,6 +27,7 @@ from zmqtasks.protocol.frames import Limits
 from zmqtasks.transports.address import format_host_port
 from zmqtasks.transports.base import Comm, LinkSettings
 from zmqtasks.transports.zeromq.comm import ZmqComm, full_window, window_for
+from zmqtasks.transports.zeromq.connection import Connection
 from zmqtasks.transports.zeromq.control import (
     PART_BYTES,
     VERSION,
@@ -44,6 +42,7 @@ from zmqtasks.transports.zeromq.sockets import (
     LINGER_MS,
     MonitoredSocket,
     borrowed_socket,
+    make_routing_ids_unpredictable,
     receive_control,
     source_fd,
 )
@@ -52,7 +51,7 @@ _log = logging.getLogger(__name__)
 
 _MESSAGES_PER_TURN = 128
 _BYTES_PER_TURN = 4 << 20
-_MOST_STRANGERS = 4096
+_MOST_STRANGERS = 2048
 """Connections that have not authenticated; for more, the oldest without a hello goes, and hellos are refused."""
 
 _STRANGER_BYTES = 64 << 10
@@ -68,27 +67,7 @@ _HELLO_S = 3.0
 _HANG_UP_S = 1.0
 _CUT_WAIT_S = 1.0
 
-_TCP_INFO = getattr(socket, "TCP_INFO", None)
-_BYTES_RECEIVED_OFFSET = 128  # struct tcp_info in linux/tcp.h, since Linux 4.1
-_TCP_INFO_BYTES = 136
-
 _EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
-_ROUTING_ID_BYTES = 5  # those that a ROUTER makes: a zero and a counter
-
-
-@dataclass(slots=True, eq=False)
-class Connection:
-    """An accepted connection, from the monitor's ACCEPTED to its DISCONNECTED."""
-
-    fd: int
-    name: tuple[str, int]
-    hang_up_at: float
-    """When to hang up; infinity: not at all."""
-    comm: RouterComm | None = None
-    over: bytes | None = None
-    """The routing id of its comm that has ended: what still comes from there is of no interest."""
-    seen_bytes: int = 0
-    """Taken from ZeroMQ, with what the ZMTP framing takes at most."""
 
 
 class RouterComm(ZmqComm):
@@ -156,6 +135,7 @@ class Router:
         self._cut: dict[RouterComm, float] = {}  # comms without connection, and how long to look for what they sent
         self._unbound: asyncio.Future[None] = self.loop.create_future()
         host, port = sock.getsockname()[:2]
+        make_routing_ids_unpredictable()
         self.socket = MonitoredSocket(
             zmq.ROUTER, settings, full_window(settings), _EVENTS, self._receive, self._on_event
         )
@@ -186,7 +166,7 @@ class Router:
         self.on_comm = None
         for connection in list(self._watched.values()):
             if connection.comm is None and connection.over is None:
-                _hang_up(connection)
+                connection.hang_up()
         if not self._comms and not self.socket.closed:
             self.socket.zmq.unbind(self._endpoint)
             self.socket.read_events()
@@ -262,7 +242,7 @@ class Router:
             return
         # Whatever is no hello is passed over, and the caller hung up on when its time is over: the descriptor may be
         # another caller's by now, who has done nothing wrong.
-        if isinstance(hello, Hello) and len(routing_id) == _ROUTING_ID_BYTES and routing_id[0] == 0:
+        if isinstance(hello, Hello):
             self._on_hello(routing_id, connection, hello)
 
     def _on_hello(self, routing_id: bytes, connection: Connection, hello: Hello) -> None:
@@ -339,7 +319,7 @@ class Router:
             oldest = next((known for known in self._watched.values() if known.comm is None), None)
             if oldest is not None:
                 self._watched.pop(oldest.fd)
-                _hang_up(oldest)
+                oldest.hang_up()
 
     def _receive_and_end_cut(self) -> None:
         if self._cut and not self.socket.closed and self._receive():
@@ -372,14 +352,14 @@ class Router:
     def _look_at(self, connection: Connection, now: float) -> None:
         if now >= connection.hang_up_at:
             self._watched.pop(connection.fd, None)
-            _hang_up(connection)
+            connection.hang_up()
             return
         comm = connection.comm
         granted = _STRANGER_BYTES if comm is None else comm.granted_bytes
         connection.seen_bytes += _HEARTBEAT_BYTES
-        if connection.over is None and _received_bytes(connection) - connection.seen_bytes > granted:
+        if connection.over is None and connection.received_bytes() - connection.seen_bytes > granted:
             _log.info("%s hangs up on %s: it sends more than it may", self.address, self.address_of(connection.name))
-            _hang_up(connection)
+            connection.hang_up()
 
     def _close_if_unused(self) -> None:
         if not self._comms and self.on_comm is None:
@@ -391,34 +371,3 @@ class Router:
                 self._watching.cancel()
             self.socket.close(linger_ms=LINGER_MS)
             self._on_empty(self)
-
-
-def _received_bytes(connection: Connection) -> int:
-    """What the kernel has received by a connection in all; 0 where it does not tell."""
-    if _TCP_INFO is None:
-        return 0
-    handle = borrowed_socket(connection.fd)
-    if handle is None:
-        return 0
-    with handle:
-        try:
-            if handle.getpeername()[:2] != connection.name:
-                return 0
-            info = handle.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
-        except OSError:
-            return 0
-    return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED_OFFSET)[0]) if len(info) >= _TCP_INFO_BYTES else 0
-
-
-def _hang_up(connection: Connection) -> None:
-    """Ends a connection under ZeroMQ, which notices and cleans up; ROUTER has no call for it.
-
-    The descriptor may have been closed and used again meanwhile: the name of its other end tells.
-    """
-    handle = borrowed_socket(connection.fd)
-    if handle is not None:
-        with handle, contextlib.suppress(OSError):
-            if handle.getpeername()[:2] == connection.name:
-                # With a reset: after an orderly end a caller in the middle of a flood would wait for room.
-                handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                handle.shutdown(socket.SHUT_RDWR)

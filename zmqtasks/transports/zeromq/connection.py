@@ -1,0 +1,70 @@
+"""Accepted connections, which belong to libzmq: what can be known of them, and done to them, from outside.
+
+libzmq may close a descriptor at any time, and the kernel give it to something else: every look takes a handle of its
+own, and goes by the name of the other end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from zmqtasks.transports.zeromq.sockets import borrowed_socket
+
+if TYPE_CHECKING:
+    from zmqtasks.transports.zeromq.router import RouterComm
+
+_TCP_INFO = getattr(socket, "TCP_INFO", 11)  # elsewhere the option is unknown, and so the answer
+_BYTES_RECEIVED_OFFSET = 128  # struct tcp_info in linux/tcp.h, since Linux 4.1
+_TCP_INFO_BYTES = 136
+_RESET_AT_CLOSE = struct.pack("ii", 1, 0)
+
+
+@dataclass(slots=True, eq=False)
+class Connection:
+    """An accepted connection, from the monitor's ACCEPTED to its DISCONNECTED."""
+
+    fd: int
+    name: tuple[str, int]
+    hang_up_at: float
+    """When to hang up; infinity: not at all."""
+    comm: RouterComm | None = None
+    over: bytes | None = None
+    """The routing id of its comm that has ended: what still comes from there is of no interest."""
+    seen_bytes: int = 0
+    """Taken from ZeroMQ, with what the ZMTP framing takes at most."""
+
+    def received_bytes(self) -> int:
+        """What the kernel has received by it in all; 0 where it does not tell, or when it is gone."""
+        handle = self._handle()
+        if handle is None:
+            return 0
+        with handle:
+            try:
+                info = handle.getsockopt(socket.IPPROTO_TCP, _TCP_INFO, _TCP_INFO_BYTES)
+            except OSError:
+                return 0
+        return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED_OFFSET)[0]) if len(info) >= _TCP_INFO_BYTES else 0
+
+    def hang_up(self) -> None:
+        """Ends it under ZeroMQ, which notices and cleans up; ROUTER has no call for that."""
+        handle = self._handle()
+        if handle is not None:
+            with handle, contextlib.suppress(OSError):
+                # With a reset: after an orderly end a caller in the middle of a flood would wait for room.
+                handle.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_AT_CLOSE)
+                handle.shutdown(socket.SHUT_RDWR)
+
+    def _handle(self) -> socket.socket | None:
+        handle = borrowed_socket(self.fd)
+        if handle is not None:
+            try:
+                if handle.getpeername()[:2] == self.name:
+                    return handle
+            except OSError:
+                pass
+            handle.close()
+        return None

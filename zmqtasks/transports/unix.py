@@ -83,14 +83,13 @@ class UnixTransport(StreamTransport):
 
     def make_comm(self, sock: socket.socket, settings: LinkSettings) -> StreamComm:
         pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
-        own, other = sock.getsockname(), sock.getpeername()
-        # The calling side has no name; it is known by the listener's and its process.
-        local = _address_of(own) if own else f"{_address_of(other)}#{os.getpid()}"
-        peer = _address_of(other) if other else f"{_address_of(own)}#{pid}"
+        # Our calling side has no name: it is known by the listener's and its process. A stranger may have any.
+        accepted = bool(sock.getsockname())
+        listener = _address_of(sock.getsockname() if accepted else sock.getpeername())
+        local, peer = (listener, f"{listener}#{pid}") if accepted else (f"{listener}#{os.getpid()}", listener)
         if uid not in (os.geteuid(), _ROOT):
-            side = "is listened at" if other else "was called"
             raise ConnectError(
-                f"{_address_of(other or own)} {side} by user {uid}: over unix://, user {os.geteuid()} has only links "
+                f"{listener} {'was called' if accepted else 'is listened at'} by user {uid}: over unix://, user {os.geteuid()} has only links "
                 f"with itself and root; use tcp:// between users"
             )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)

@@ -36,6 +36,7 @@ def run_program(tmp_path: Path, program: str, **options) -> subprocess.Popen[str
     [
         pytest.param({"protocol": "tcp"}, id="tcp"),
         pytest.param({"protocol": "zmq"}, id="zmq"),
+        pytest.param({"protocol": "unix"}, id="unix"),
         pytest.param({"host": "::1"}, id="ipv6"),
         pytest.param({"processes": False}, id="inproc"),
     ],

@@ -39,7 +39,7 @@ class LocalCluster:
         processes: False runs everything in this process, over inproc, with one worker by default.
         memory_limit: Of each worker: bytes, `4GiB`, a part of the machine as a float, `auto` (an even share), or None
             for none.
-        protocol: `tcp` (default) or `zmq`; `inproc` implies `processes=False`.
+        protocol: `tcp` (default), `zmq` or, on Linux, `unix`; `inproc` implies `processes=False`.
         name: What workers are called: `NAME-0`, `NAME-1`, ...
         host: The interface to listen on (default: loopback).
         scheduler_port: 0 for any free one.
@@ -95,7 +95,6 @@ class LocalCluster:
             "resources": dict(resources or {}),
             "name": self.name,
             "local_directory": os.fspath(local_directory) if local_directory is not None else None,
-            "protocol": protocol,
         }
         address = _listen_address(protocol, host or "127.0.0.1", scheduler_port)
         self._backend: _Processes | InProcessNodes
@@ -103,7 +102,7 @@ class LocalCluster:
             level = logging.WARNING if silence_logs is None else silence_logs
             self._backend = _Processes(address, self.security, self.config, nanny, level)
         else:
-            del nanny["protocol"], nanny["n_workers"]
+            del nanny["n_workers"]
             self._backend = InProcessNodes(address, self.security, self.config, nanny, workers)
         if not asynchronous:
             self._start()
@@ -222,7 +221,7 @@ def _end_processes(started: list[NodeProcess], termination_s: float, owner_pid: 
 
 
 def _listen_address(protocol: str, host: str, port: int) -> str:
-    return "inproc://" if protocol == "inproc" else format_host_port(protocol, host.strip("[]"), port)
+    return f"{protocol}://" if protocol in ("inproc", "unix") else format_host_port(protocol, host.strip("[]"), port)
 
 
 def _check(protocol: str, processes: bool, n_workers: int | None, threads_per_worker: int | None) -> None:

@@ -132,6 +132,7 @@ def forward(level: int, logger: str, text: str, category: str = "") -> bool:
     thread = current_thread()
     if thread is None or thread.executor.worker is None:
         return False
+    thread.spoke = True
     thread.executor.worker.log_soon(LogRecord(level, logger, text, "", category))
     return True
 

@@ -7,6 +7,11 @@ Python's). Outcomes go onto a list, and a thread wakes the loop only when no wak
 gets its turn once per switch interval of the interpreter and then finds a batch, while a single outcome is reported
 at once. Idle threads sleep in the queue, and nothing polls.
 
+A small result that comes alone, with nothing reported before it and no run queued behind it, is answered from its
+thread: waking the loop to do so would double the worker's share of the latency (`bench.tasks latency`). The books are
+kept later, by the loop, which always does so (`drain`) before it looks at anything that may have followed from the
+answer.
+
 The queue is in order of priority as long as runs arrive so; when one arrives that goes earlier, the loop takes
 everything out, sorts it and puts it back: threads that find the queue empty at that moment just wait for the next
 item. Retraction works in the same way.
@@ -23,10 +28,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from zmqtasks.errors import DeserializationError
+from zmqtasks.nodes.worker.instructions import Finished
 from zmqtasks.nodes.worker.outcomes import Outcome
 from zmqtasks.nodes.worker.slots import MAX_EXTRA_THREADS, Slots
 from zmqtasks.nodes.worker.state import Run
 from zmqtasks.nodes.worker.taskthread import TaskThread
+from zmqtasks.protocol.ops import Op, TasksFinished
 from zmqtasks.protocol.serialize import loads_function
 
 if TYPE_CHECKING:
@@ -64,6 +71,7 @@ class Executor:
         self._on_outcomes = on_outcomes
         self._loop = asyncio.get_running_loop()
         self._outcomes: list[Outcome] = []
+        self._answered: list[Outcome] = []
         self._wake_pending = False
         self._last_priority = _FIRST
         self._serialized: dict[bytes, bytes] = {}
@@ -164,18 +172,43 @@ class Executor:
         if not self._wake_pending:
             self._wake_pending = True
             try:
-                self._loop.call_soon_threadsafe(self._drain)
+                self._loop.call_soon_threadsafe(self.drain)
             except RuntimeError:  # the loop has been closed: the worker is no more
                 return
 
-    def _drain(self) -> None:
+    def answer(self, outcome: Finished) -> bool:
+        """Sends the answer of a run from its thread; False: it has to be reported. For task threads."""
+        run, data = outcome.run, outcome.data
+        channel = self.worker.answers_by if self.worker is not None else None
+        if (
+            channel is None
+            or data is None
+            or run.cancelled
+            or run.inputs
+            or outcome.references
+            or self._outcomes
+            or not self.queue.empty()
+            or not channel.begin_direct()
+        ):
+            return False
+        ops: list[Op] = []
+        try:
+            outcome.answered = True
+            self._answered.append(outcome)  # before it is sent: whatever follows from the answer finds it in the books
+            ops.append(TasksFinished([run.run_id], [len(data)], data, [outcome.duration_us]))
+        finally:
+            channel.send_direct(ops)
+        return True
+
+    def drain(self) -> None:
+        """Passes on what has been reported and answered up to now."""
         # The flag goes first: an outcome that is appended after the copy finds it cleared and wakes the loop again.
         self._wake_pending = False
-        outcomes = self._outcomes
-        batch = outcomes[:]
-        del outcomes[: len(batch)]
-        if batch:
-            self._on_outcomes(batch)
+        for outcomes in (self._answered, self._outcomes):
+            if outcomes:
+                batch = outcomes[:]
+                del outcomes[: len(batch)]
+                self._on_outcomes(batch)
 
     # --- async tasks ------------------------------------------------------------------------------------------------
 

@@ -91,6 +91,8 @@ class Finished(msgspec.Struct, gc=False, eq=False):
     duration_us: int
     references: list[Key] | None = None
     """Keys of the futures in the result."""
+    answered: bool = False
+    """The thread has sent the answer itself (`Executor.answer`): only the books are left to keep."""
 
 
 class Outbox:

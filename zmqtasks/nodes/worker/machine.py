@@ -201,7 +201,7 @@ class WorkerMachine:
             if run.state not in _MAY_FINISH:
                 raise self._invalid(run, RunState.FINISHED, "runs_finished")
             if run.cancelled:
-                self._drop(run, dropped)
+                self._drop(run, dropped if not outcome.answered else [])
                 continue
             run.state = RunState.FINISHED
             del runs[run.run_id]
@@ -211,6 +211,8 @@ class WorkerMachine:
                 self.inputs.hold(run.key, outcome.size, ready)
             else:
                 held[run.key] = outcome.size
+            if outcome.answered:
+                continue
             run_ids.append(run.run_id)
             durations.append(outcome.duration_us)
             sizes.append(outcome.size)

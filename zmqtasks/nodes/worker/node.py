@@ -225,6 +225,11 @@ class WorkerNode:
         return self._channel
 
     @property
+    def answers_by(self) -> Channel | None:
+        """The channel by which task threads may answer by themselves."""
+        return self._channel if self._closing is None else None
+
+    @property
     def closing(self) -> bool:
         """Whether the worker is on its way out."""
         return self._closing is not None
@@ -238,6 +243,7 @@ class WorkerNode:
     def ops_received(self, channel: Channel, ops: list[Op]) -> None:
         """Runs a batch of the scheduler's ops."""
         if self._closing is None:
+            self.executor.drain()  # the scheduler may speak of results that task threads have sent themselves
             self._machine.receive(ops, self.loop.time())  # type: ignore[arg-type]
             self._flush()
 
@@ -369,6 +375,7 @@ class WorkerNode:
         self._flush()
 
     def _read(self, keys: list[Key]) -> Iterator[tuple[Key, Payload | str | None]]:
+        self.executor.drain()
         return ((key, self._store.read(key)) for key in keys)
 
     def _write(self, items: list[tuple[Key, Payload]]) -> None:
@@ -403,6 +410,7 @@ class WorkerNode:
             self._later("long runs", LONG_RUN_S, self._look_for_long_runs)
 
     def _tick(self) -> None:
+        self.executor.drain()
         executing = self.executor.executing()
         self._machine.tick()
         self._machine.runs_executing(self._long_runs.told(executing))

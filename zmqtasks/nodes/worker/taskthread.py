@@ -40,6 +40,8 @@ class TaskThread(threading.Thread):
         self.wake = threading.Semaphore(0)
         self.partial: dict[int, str] = {}
         """Output of the task that has no line end yet, by level."""
+        self.spoke = False
+        """The task has written something, which goes out before its result."""
         self._blocks = 0
         self._is_blocked = False
         self._blocked_at = 0
@@ -56,6 +58,7 @@ class TaskThread(threading.Thread):
         marks = executor.marks
         index = self.index
         report = executor.report
+        answer = executor.answer
         try:
             while True:
                 if (slots.needs_yield or not self.has_slot) and not slots.yield_slot(self):
@@ -75,7 +78,9 @@ class TaskThread(threading.Thread):
                     self._forward_partial()
                 marks[index] = 0
                 self.current = None
-                report(outcome)
+                if self.spoke or type(outcome) is not Finished or not answer(outcome):
+                    self.spoke = False
+                    report(outcome)
                 del run, outcome  # nothing that a user made outlives its task here while the thread is idle
         finally:
             slots.thread_ends(self)

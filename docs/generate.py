@@ -103,6 +103,16 @@ def scheduler_transitions() -> str:
     return f"{_diagram(arrows)}\n\n| from | to | when |\n|---|---|---|\n{table}\n"
 
 
+def client_transitions() -> str:
+    """The life of a key that a client holds futures of."""
+    from zmqtasks.nodes.client.state import PENDING, TRANSITIONS
+
+    arrows: list[tuple[Enum | None, Enum, str]] = [(None, PENDING, "")]
+    arrows += [(start, finish, "") for start, finish in TRANSITIONS]
+    rows = "\n".join(f"| {start.name} | {finish.name} | {why} |" for (start, finish), why in TRANSITIONS.items())
+    return f"{_diagram(arrows)}\n\n| from | to | when |\n|---|---|---|\n{rows}\n"
+
+
 def worker_transitions() -> str:
     """The life of a run, and of an input, in a worker."""
     from zmqtasks.nodes.worker.transitions import INPUT_TRANSITIONS, RUN_TRANSITIONS
@@ -162,6 +172,7 @@ PARTS: dict[str, tuple[str, Callable[[], str]]] = {
     "ops": ("wire.md", op_tables),
     "scheduler transitions": ("design.md", scheduler_transitions),
     "worker transitions": ("design.md", worker_transitions),
+    "client transitions": ("design.md", client_transitions),
     "journey": ("journey.md", recorded_journey),
 }
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from zmqtasks.cli import demo_blocks, demo_words
+from zmqtasks.cli.options import PROTOCOLS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,8 +31,8 @@ class Outcome:
 
 
 @click.command()
-@click.option("--protocol", type=click.Choice(["tcp", "zmq"]), default="tcp", show_default=True)
-def demo(protocol: str) -> int:
+@click.option("--protocol", type=click.Choice(PROTOCOLS), help="Default: LocalCluster's, unix on Linux.")
+def demo(protocol: str | None) -> int:
     """Run two real computations on a small local cluster.
 
     Counts the words in the source files of Python's standard library, and takes the mean of x + x.T for a large array whose blocks

@@ -20,6 +20,8 @@ from zmqtasks.transports.address import format_host_port
 
 DEFAULT_PORT = 8786
 """The port that users of dask know."""
+PROTOCOLS = ("tcp", "unix", "zmq")
+"""Transports between processes."""
 FILE_WAIT_S = 30.0
 """How long nodes wait for a scheduler, started at the same time, to write its file or the key."""
 
@@ -71,8 +73,8 @@ def scheduler_security(key_file: str | None) -> Security:
 
 
 def listen_address(protocol: str, host: str, port: int) -> str:
-    """An address as transports write it; IPv6 hosts in brackets."""
-    return format_host_port(protocol, host.strip("[]"), port)
+    """An address as transports write it; IPv6 hosts in brackets, and none at all for unix."""
+    return "unix://" if protocol == "unix" else format_host_port(protocol, host.strip("[]"), port)
 
 
 def run_node(name: str, log_level: str, make: Callable[[], Node], on_ready: Callable[[Any], None]) -> int:

@@ -9,6 +9,7 @@ import click
 
 from zmqtasks.cli.options import (
     DEFAULT_PORT,
+    PROTOCOLS,
     key_file_option,
     listen_address,
     log_level_option,
@@ -35,7 +36,13 @@ log = logging.getLogger(__name__)
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free port."
 )
-@click.option("--protocol", type=click.Choice(["tcp", "zmq"]), default="tcp", show_default=True)
+@click.option(
+    "--protocol",
+    type=click.Choice(PROTOCOLS),
+    default="tcp",
+    show_default=True,
+    help="unix: for this user on this machine only; --host and --port are not used.",
+)
 @scheduler_file_option
 @key_file_option
 @log_level_option
@@ -63,7 +70,9 @@ def scheduler(
         calm_collector()
         for address in node.addresses:
             log.info("listens at %s; start workers with: zmqtasks worker %s", address, address)
-        if host in ("127.0.0.1", "localhost", "::1"):
+        if protocol == "unix":
+            log.info("only this user on this machine can connect; --protocol tcp --host 0.0.0.0 opens it to others")
+        elif host in ("127.0.0.1", "localhost", "::1"):
             log.info("only this machine can connect; --host 0.0.0.0 opens it to others")
 
     return run_node("scheduler", log_level, make, ready)

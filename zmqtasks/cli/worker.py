@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from zmqtasks.cli.options import (
+    PROTOCOLS,
     find_scheduler,
     key_file_option,
     log_level_option,
@@ -40,9 +41,7 @@ log = logging.getLogger(__name__)
 @click.option("--resources", default="", help="What tasks may ask for, as in GPU=2,foo=1; for each worker.")
 @click.option("--name", default="", help="Name of the worker; with --nworkers N they are NAME-0, NAME-1, ...")
 @click.option("--local-directory", type=click.Path(file_okay=False), help="Where workers keep files.")
-@click.option(
-    "--protocol", type=click.Choice(["tcp", "zmq"]), help="For data between workers (default: the scheduler's)."
-)
+@click.option("--protocol", type=click.Choice(PROTOCOLS), help="For data between workers (default: the scheduler's).")
 @click.option("--nanny/--no-nanny", default=True, help="Whether a nanny watches and restarts the worker processes.")
 @key_file_option
 @log_level_option

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 import weakref
 from collections.abc import Generator
@@ -39,10 +40,11 @@ class LocalCluster:
         processes: False runs everything in this process, over inproc, with one worker by default.
         memory_limit: Of each worker: bytes, `4GiB`, a part of the machine as a float, `auto` (an even share), or None
             for none.
-        protocol: `tcp` (default), `zmq` or, on Linux, `unix`; `inproc` implies `processes=False`.
+        protocol: `unix` (default on Linux, unless `host` or `scheduler_port` is given), `tcp` (default elsewhere) or
+            `zmq`; `inproc` implies `processes=False`.
         name: What workers are called: `NAME-0`, `NAME-1`, ...
-        host: The interface to listen on (default: loopback).
-        scheduler_port: 0 for any free one.
+        host: The interface to listen on (default: loopback); not with `unix`, which is for this machine only.
+        scheduler_port: 0 for any free one; not with `unix`.
         asynchronous: For use in an event loop: `async with LocalCluster(asynchronous=True) as cluster`.
         security: The cluster key (default: a new one, known to this cluster alone).
         resources: What tasks may ask for, of each worker.
@@ -77,8 +79,9 @@ class LocalCluster:
     ) -> None:
         if processes is None:
             processes = protocol != "inproc"
-        protocol = protocol or ("tcp" if processes else "inproc")
-        _check(protocol, processes, n_workers, threads_per_worker)
+        over_ip = bool(host or scheduler_port)
+        protocol = protocol or (_default_protocol(over_ip) if processes else "inproc")
+        _check(protocol, processes, over_ip, n_workers, threads_per_worker)
         workers, threads = _layout(n_workers, threads_per_worker, processes)
         self.name = name or ""
         self.asynchronous = asynchronous
@@ -224,9 +227,20 @@ def _listen_address(protocol: str, host: str, port: int) -> str:
     return f"{protocol}://" if protocol in ("inproc", "unix") else format_host_port(protocol, host.strip("[]"), port)
 
 
-def _check(protocol: str, processes: bool, n_workers: int | None, threads_per_worker: int | None) -> None:
+def _default_protocol(over_ip: bool) -> str:
+    # What crosses neither hosts nor users needs no TCP: `python -m bench.links` has what that saves.
+    return "unix" if sys.platform == "linux" and not over_ip else "tcp"
+
+
+def _check(
+    protocol: str, processes: bool, over_ip: bool, n_workers: int | None, threads_per_worker: int | None
+) -> None:
     if processes and protocol == "inproc":
-        raise ConfigError("protocol='inproc' stays inside one process: leave out processes=True, or take tcp or zmq")
+        raise ConfigError(
+            "protocol='inproc' stays inside one process: leave out processes=True, or take unix, tcp or zmq"
+        )
+    if protocol == "unix" and over_ip:
+        raise ConfigError("protocol='unix' has neither host nor port: leave out host and scheduler_port, or take tcp")
     for name, value in (("n_workers", n_workers), ("threads_per_worker", threads_per_worker)):
         least = 0 if name == "n_workers" else 1
         if value is not None and value < least:

@@ -88,9 +88,10 @@ class UnixTransport(StreamTransport):
         listener = _address_of(sock.getsockname() if accepted else sock.getpeername())
         local, peer = (listener, f"{listener}#{pid}") if accepted else (f"{listener}#{os.getpid()}", listener)
         if uid not in (os.geteuid(), _ROOT):
+            what = "was called" if accepted else "is listened at"
             raise ConnectError(
-                f"{listener} {'was called' if accepted else 'is listened at'} by user {uid}: over unix://, user {os.geteuid()} has only links "
-                f"with itself and root; use tcp:// between users"
+                f"{listener} {what} by user {uid}: over unix://, user {os.geteuid()} has only links with itself and root; "
+                f"use tcp:// between users"
             )
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
         return StreamComm(asyncio.get_running_loop(), sock, settings, local, peer)

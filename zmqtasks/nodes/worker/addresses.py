@@ -14,12 +14,12 @@ async def listen_address_for(scheduler_address: str, wanted: str | None) -> str:
     """An address to listen at.
 
     `wanted` is taken as it is when it names a host; `scheme://:port` gets the host of the interface that reaches the
-    scheduler, and None stands for any port with the scheduler's transport. Raises AddressError, and ConnectError when
-    the scheduler's host cannot be resolved.
+    scheduler (for transports without ports: any free name), and None stands for any port with the scheduler's
+    transport. Raises AddressError, and ConnectError when the scheduler's host cannot be resolved.
     """
     scheme, rest = split_scheme(wanted if wanted is not None else scheduler_address)
     if not registry.get_transport(scheme).capabilities.uses_ip:
-        return wanted if wanted is not None else f"{scheme}://"
+        return f"{scheme}://" if wanted is None or rest.startswith(":") else wanted
     if wanted is not None and rest and not rest.startswith(":"):
         return wanted
     port = int(rest[1:] or 0) if wanted is not None and rest else 0

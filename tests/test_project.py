@@ -108,3 +108,17 @@ def test_import_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md"])
+def test_programs_in_the_docs_run(name, tmp_path):
+    """All Python of a file, in its order, as one program; what its comments say that it prints is printed."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / name).read_text(encoding="utf-8"), flags=re.DOTALL)
+    program = "\n".join(blocks)
+    path = tmp_path / "program.py"
+    path.write_text(program, encoding="utf-8")
+    done = subprocess.run([sys.executable, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+    for expected in re.findall(r"^print\(.*\)  # (\d+)$", program, flags=re.MULTILINE):
+        assert expected in done.stdout.split()

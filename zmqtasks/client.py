@@ -25,9 +25,9 @@ _DEFAULT_OPTIONS = TaskOptions()
 class Client(Connection):
     """Connects to a cluster and runs functions on it.
 
-    `address` is that of a scheduler (`tcp://host:port`, `zmq://host:port`), or a cluster object. Without any, and without a
-    `scheduler_file`, a `LocalCluster` is started with the other arguments (`n_workers`, `threads_per_worker`, `processes`,
-    `memory_limit`, ...) and closed with the client. The client becomes the default client of the process.
+    `address` is that of a scheduler (`tcp://host:port`, `unix://name`, `zmq://host:port`), or a cluster object. Without
+    any, and without a `scheduler_file`, a `LocalCluster` is started with the other arguments (`n_workers`,
+    `threads_per_worker`, `processes`, `memory_limit`, ...) and closed with the client. The client becomes the default client of the process.
 
     With `asynchronous=True` methods that wait give coroutines, and the client lives in the running event loop: write
     `client = await Client(..., asynchronous=True)` or `async with Client(..., asynchronous=True) as client`.

@@ -111,7 +111,9 @@ class Connection(ClusterView):
             return target, security or default()
         address = getattr(target, "scheduler_address", None)
         if not isinstance(address, str):
-            raise ConfigError(f"address={target!r}: give 'tcp://host:port', 'zmq://host:port', or a cluster")
+            raise ConfigError(
+                f"address={target!r}: give 'tcp://host:port', 'unix://name', 'zmq://host:port', or a cluster"
+            )
         self.cluster = target
         return address, security or getattr(target, "security", None) or Security.default()
 

@@ -15,7 +15,7 @@ IMPORTS = {"import zmqtasks": "import zmqtasks", "import Client": "from zmqtasks
 def run() -> list[dict[str, Any]]:
     """Rows for imports (in fresh interpreters) and for clusters of two processes."""
     rows = [{"workload": "startup", "what": name, "ms_median": _import_ms(code)} for name, code in IMPORTS.items()]
-    for protocol in ("tcp", "zmq", "inproc"):
+    for protocol in ("tcp", "unix", "zmq", "inproc"):
         starts, ends = zip(*(_cluster_ms(protocol) for _ in range(ROUNDS)), strict=True)
         rows += [
             {"workload": "startup", "what": "start", "protocol": protocol, "ms_median": statistics.median(starts)},

@@ -9,7 +9,7 @@ from typing import Any
 
 from zmqtasks import Client, LocalCluster
 
-PROTOCOLS = ("tcp", "zmq", "inproc")
+PROTOCOLS = ("tcp", "unix", "zmq", "inproc")
 WORKERS = 2
 WARM_UP_TASKS = 200
 ROUNDS = 3

@@ -20,7 +20,7 @@ def zmqtasks(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-@pytest.mark.parametrize("protocol", ["tcp", "zmq"])
+@pytest.mark.parametrize("protocol", ["tcp", "unix", "zmq"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_signals_end_nodes_quietly(protocol, number):
     scheduler, address = start_scheduler("--protocol", protocol)

@@ -52,6 +52,19 @@ def test_a_cluster_runs_tasks(options):
         assert cluster.scheduler_address in repr(cluster)
 
 
+@pytest.mark.parametrize(
+    ("options", "scheme"),
+    [
+        ({}, "unix" if sys.platform == "linux" else "tcp"),
+        ({"host": "127.0.0.1"}, "tcp"),
+        ({"host": "localhost", "protocol": "zmq"}, "zmq"),
+    ],
+)
+def test_links_do_not_cross_hosts_unless_a_host_is_named(options, scheme):
+    with LocalCluster(n_workers=1, threads_per_worker=1, **options) as cluster:
+        assert cluster.scheduler_address.partition("://")[0] == scheme
+
+
 def test_workers_have_what_was_asked_for():
     with (
         LocalCluster(1, 3, memory_limit="1GiB", resources={"GPU": 2}, name="ada") as cluster,
@@ -88,6 +101,8 @@ def test_asynchronous():
     [
         {"protocol": "inproc", "processes": True},
         {"protocol": "carrier-pigeon"},
+        {"protocol": "unix", "host": "127.0.0.1"},
+        {"protocol": "unix", "scheduler_port": 8786},
         {"n_workers": -1},
         {"threads_per_worker": 0},
         {"memory_limit": "lots"},

@@ -90,7 +90,7 @@ def test_a_graph_of_50_000_tasks_survives_a_kill_every_second(protocol):
         assert counters["worker_deaths"] >= 0.8 * len(killed)
 
 
-@pytest.fixture(params=PROTOCOLS)
+@pytest.fixture(params=[*PROTOCOLS, "unix"])
 def client(request):
     with LocalCluster(n_workers=2, threads_per_worker=1, protocol=request.param) as cluster, Client(cluster) as client:
         yield client

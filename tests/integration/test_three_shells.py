@@ -57,7 +57,9 @@ def run_script(script: str, *arguments: str) -> str:
         pytest.param(["--host", "::1"], [], "tcp", id="tcp-ipv6"),
         pytest.param(["--host", "::1", "--protocol", "zmq"], [], "zmq", id="zmq-ipv6"),
         pytest.param(["--host", "localhost"], [], "tcp", id="name"),
+        pytest.param(["--protocol", "unix"], [], "unix", id="unix"),
         pytest.param([], ["--protocol", "zmq"], "zmq", id="data-over-zmq"),
+        pytest.param([], ["--protocol", "unix"], "unix", id="data-over-unix"),
         pytest.param(["--protocol", "zmq"], ["--protocol", "tcp"], "tcp", id="data-over-tcp"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Addresses: `tcp://host:port`, `tcp://[::1]:port`, `inproc://name`.
+"""Addresses: `tcp://host:port`, `tcp://[::1]:port`, `unix://name`, `inproc://name`.
 
 The scheme names the transport; what follows belongs to it. Transports over IP share `HostPort`.
 """

@@ -420,6 +420,10 @@ async def test_it_works_on_while_its_link_is_cut_and_loses_nothing() -> None:
         ("tcp://127.0.0.1:5", "zmq://:0", "zmq://127.0.0.1:0"),
         ("inproc://x", None, "inproc://"),
         ("inproc://x", "tcp://:0", "tcp://127.0.0.1:0"),
+        ("unix://x", None, "unix://"),
+        ("unix://x", "zmq://:0", "zmq://127.0.0.1:0"),
+        ("tcp://127.0.0.1:5", "unix://:0", "unix://"),
+        ("tcp://127.0.0.1:5", "unix://mine", "unix://mine"),
     ],
 )
 def test_where_it_listens(scheduler_address: str, wanted: str | None, expected: str) -> None:

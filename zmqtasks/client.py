@@ -27,7 +27,8 @@ class Client(Connection):
 
     `address` is that of a scheduler (`tcp://host:port`, `unix://name`, `zmq://host:port`), or a cluster object. Without
     any, and without a `scheduler_file`, a `LocalCluster` is started with the other arguments (`n_workers`,
-    `threads_per_worker`, `processes`, `memory_limit`, ...) and closed with the client. The client becomes the default client of the process.
+    `threads_per_worker`, `processes`, `memory_limit`, ...) and closed with the client. The client becomes the default
+    client of the process.
 
     With `asynchronous=True` methods that wait give coroutines, and the client lives in the running event loop: write
     `client = await Client(..., asynchronous=True)` or `async with Client(..., asynchronous=True) as client`.

@@ -80,6 +80,7 @@ def test_workers_have_what_was_asked_for():
 def test_closing_twice_and_without_a_client():
     cluster = LocalCluster(**TWO)
     assert cluster.status == "running"
+    assert [worker["nthreads"] for worker in cluster.workers.values()] == [1, 1]
     cluster.close()
     cluster.close()
     assert cluster.status == "closed"

@@ -23,7 +23,7 @@ WAIT_S = 0.0
 @click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
 def status(address: str | None, scheduler_file: str | None, key_file: str | None, as_json: bool) -> int:
     """Show workers, tasks and memory of the cluster at ADDRESS (or in --scheduler-file)."""
-    from zmqtasks.cli.ask import ask
+    from zmqtasks.deploy.ask import ask
 
     target = find_scheduler(address, scheduler_file, key_file, WAIT_S)
     info = run_loop(ask(target.address, "scheduler_info", security=target.security, config=load_config()))

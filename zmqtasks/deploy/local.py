@@ -170,6 +170,22 @@ class LocalCluster:
 
     # --- what users look at -----------------------------------------------------------------------------------------
 
+    @property
+    def scheduler_info(self) -> dict[str, Any]:
+        """What `Client.scheduler_info` gives, without a client."""
+        from zmqtasks.deploy.ask import ask
+        from zmqtasks.nodes.client.loop import shared_loop
+
+        question = ask(self.scheduler_address, "scheduler_info", security=self.security, config=self.config)
+        info: dict[str, Any] = shared_loop().run(question)
+        return info
+
+    @property
+    def workers(self) -> dict[str, Any]:
+        """What is known of each worker, by address."""
+        workers: dict[str, Any] = self.scheduler_info["workers"]
+        return workers
+
     def get_client(self) -> Any:
         """A new client of this cluster."""
         from zmqtasks.client import Client

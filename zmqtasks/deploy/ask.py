@@ -49,7 +49,7 @@ async def ask(address: str, what: str, *, security: Security, config: Config, ti
     asker = _Asker()
     channel = await open_channel(
         address,
-        ClientIntroduction("zmqtasks status", os.getpid(), socket.gethostname()),
+        ClientIntroduction("a question", os.getpid(), socket.gethostname()),
         asker,
         incoming=SchedulerToClient,
         security=security,

@@ -1,6 +1,7 @@
 """Messages over TCP.
 
-The comm is that of `stream_comm`, the wire that of `stream`, liveness that of `liveness`.
+Comm and connecting are those of `stream_comm` and `stream_transport`, the wire that of `stream`, liveness that of
+`liveness`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from zmqtasks.transports.address import format_host_port, parse_host_port
 from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener
 from zmqtasks.transports.liveness import DETECTS_CUT_LINK, LinkWatch, set_keepalive
 from zmqtasks.transports.sockets import connect_socket, connectable_host, listening_socket
-from zmqtasks.transports.stream_comm import StreamComm, StreamListener, StreamTransport
+from zmqtasks.transports.stream_comm import StreamComm
+from zmqtasks.transports.stream_transport import StreamListener, StreamTransport
 
 
 class TcpComm(StreamComm):

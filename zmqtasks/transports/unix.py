@@ -1,7 +1,7 @@
 """Messages between processes of one user on one Linux host, over Unix domain sockets: `unix://name`.
 
-The comm is that of `stream_comm`, the wire that of `stream`; without TCP below, a small message costs about half the
-time (`python -m bench.links`). What is particular:
+Comm and connecting are those of `stream_comm` and `stream_transport`, the wire that of `stream`. Without TCP below, a
+small message takes three quarters of the time, or less (`python -m bench.links`). What is particular:
 
 - *Names* are those of Linux' abstract namespace (unix(7)), `\\0zmqtasks/NAME`: no file that could be left behind, or be
   in a folder that others can write to. A name is free again as soon as its listener is gone. `unix://` listens at a
@@ -28,7 +28,8 @@ from zmqtasks.errors import AddressError, ConnectError
 from zmqtasks.protocol.frames import KIB
 from zmqtasks.transports.address import split_scheme
 from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener
-from zmqtasks.transports.stream_comm import StreamComm, StreamListener, StreamTransport
+from zmqtasks.transports.stream_comm import StreamComm
+from zmqtasks.transports.stream_transport import StreamListener, StreamTransport
 
 _PREFIX = b"\0zmqtasks/"
 _NAME = re.compile(r"[A-Za-z0-9_.\-]+\Z")

@@ -220,6 +220,8 @@ def measure_rounds(n: int = 100_000, rounds: int = 10) -> dict[str, Any]:
     after = []
     for _ in range(rounds):
         run_map(cluster, n)
+        gc.collect()
+        cluster.machine.state.rest()  # as the node does after a moment of rest
         after.append(rss_bytes() / 2**20)
     return {"rounds": rounds, "tasks": n, "rss_mib": after, "growth": after[-1] / after[0] - 1}
 

@@ -118,6 +118,11 @@ class Errands:
             error = "" if back else f"only {len(present)} of {restart.wanted} workers are back in time"
             restart.client.outbox.add(QueryAnswered(restart.request, msgspec.msgpack.encode(len(present)), error))
 
+    @property
+    def under_way(self) -> bool:
+        """Whether there is anything to look after."""
+        return bool(self._calls or self._restarts)
+
     # --- time -------------------------------------------------------------------------------------------------------
 
     def deadline(self) -> float | None:

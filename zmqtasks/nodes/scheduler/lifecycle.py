@@ -1,14 +1,7 @@
-"""The life of tasks in the scheduler: submitted, finished, failed, lost, released, forgotten.
+"""What clients and workers say of tasks: submitted, wanted, released, cancelled; finished, failed.
 
-Theory of operation
--------------------
-Two counters decide how long things live. `holds` counts the reasons to keep a *value*: dependents that are not done, references
-from other tasks. `dependents` counts the tasks that may need the *spec* again, to compute a lost result anew. A value goes
-when no client wants it and nothing holds it; the record goes when, besides, nothing depends on it. Chains are walked with a
-list, never by recursion: a graph may be a million tasks deep.
-
-Every value that is lost is looked for again along the same way as a new task: released tasks that are needed are revived, and
-so are the released tasks that they depend on.
+The layers below, each of which uses only those under it: `recovering` plans tasks, `failing` ends them without a result,
+`releasing` drops what nobody needs.
 """
 
 from __future__ import annotations
@@ -18,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from zmqtasks.errors import RemoteProtocolError
 from zmqtasks.ids import Key
 from zmqtasks.nodes.scheduler.placement import Placement
+from zmqtasks.nodes.scheduler.recovering import Recovering
 from zmqtasks.nodes.scheduler.state import (
     ERRED,
     FORGOTTEN,
@@ -34,17 +28,7 @@ from zmqtasks.nodes.scheduler.state import (
     WorkerState,
 )
 from zmqtasks.nodes.scheduler.transitions import check
-from zmqtasks.protocol.ops import (
-    CancelRuns,
-    DropData,
-    ErrorInfo,
-    KeysCancelled,
-    KeysErred,
-    KeysRecomputing,
-    SubmitTasks,
-    TaskErred,
-    TasksFinished,
-)
+from zmqtasks.protocol.ops import ErrorInfo, KeysCancelled, KeysErred, SubmitTasks, TaskErred, TasksFinished
 
 INLINE_KEEP_BYTES = 512
 """Results up to this size stay in the task's record, so that they can ride with the tasks that need them."""
@@ -55,18 +39,13 @@ PRIORITY_SHIFT = 42
 PRIORITY_LIMIT = 1 << 20
 
 
-class Lifecycle:
-    """All moves of tasks, except into PROCESSING (see `Placement`)."""
+class Lifecycle(Recovering):
+    """All that peers do to tasks; placement does the rest (READY -> PROCESSING)."""
 
     def __init__(self, state: SchedulerState, placement: Placement) -> None:
-        self.state = state
-        self.placement = placement
-        self.on_data_needed: list[TaskState] = []
-        """Released data that is needed again and that a client may still have."""
+        super().__init__(state, placement)
         self.regained: list[TaskState] = []
         """Results that are in memory again after they had been lost; workers may wait for their whereabouts."""
-
-    # --- submission -------------------------------------------------------------------------------------------------
 
     def submit(self, client: ClientState, op: SubmitTasks) -> None:
         """New tasks; named ones may exist already."""
@@ -162,40 +141,6 @@ class Lifecycle:
             return
         self.want(client, ts)
 
-    def _plan(self, ts: TaskState) -> None:
-        """Takes up the inputs of a new (WAITING) or revived task; it becomes READY, stays WAITING, or fails at once."""
-        waiting, failed = 0, None
-        for dep in ts.deps:
-            dep.holds += 1
-            if dep.state is MEMORY:
-                continue
-            if dep.state is ERRED:
-                failed = dep
-                continue
-            waiting += 1
-            if dep.waiters is None:
-                dep.waiters = [ts]
-            else:
-                dep.waiters.append(ts)
-            if dep.state is RELEASED:
-                self.revive(dep)
-                if dep.state is ERRED:
-                    failed = dep
-        if ts.rare is not None:
-            for reference in ts.rare.references:
-                reference.holds += 1
-        ts.waiting_on = waiting
-        if failed is not None:
-            assert failed.rare is not None
-            assert failed.rare.error is not None
-            self.fail([ts], failed.rare.error)
-        elif not waiting:
-            if ts.state is not READY:
-                check(self.state, ts, READY)
-            self.placement.enqueue(ts)
-
-    # --- interest of clients ----------------------------------------------------------------------------------------
-
     def want(self, client: ClientState, ts: TaskState) -> None:
         """A client holds a future of an existing task: tell it what is known."""
         if ts.wanted_by is None:
@@ -250,79 +195,27 @@ class Lifecycle:
             else:
                 self.reconsider(ts)
 
-    def reconsider(self, ts: TaskState) -> None:
-        """After a reason to keep `ts` has gone: drops its value, its attempt, its record, and so on up the graph."""
-        stack = [ts]
+    def cancel(self, client: ClientState, keys: Iterable[Key], force: bool, reason: str) -> None:
+        """Ends tasks, and the unfinished ones that wait for them."""
+        doomed: list[TaskState] = []
+        seen: set[int] = set()
+        stack: list[TaskState] = []
+        for key in keys:
+            ts = self.state.tasks.get(key)
+            if ts is None:
+                client.outbox.add(KeysCancelled([key], reason or "cancelled"))
+            elif not force and any(c is not client for c in ts.wanters()):
+                self.release(client, [key])
+                client.outbox.add(KeysCancelled([key], reason or "cancelled"))
+            else:
+                stack.append(ts)
         while stack:
             ts = stack.pop()
-            if ts.wanted_by is not None or ts.holds or ts.state is FORGOTTEN:
-                continue
-            if ts.state is MEMORY:
-                self._drop_value(ts, stack)
-                check(self.state, ts, RELEASED)
-            elif ts.state is not RELEASED and ts.state is not ERRED:
-                self._stop(ts, stack)
-            if not ts.dependents:
-                self._forget(ts, stack)
-
-    def _drop_value(self, ts: TaskState, stack: list[TaskState]) -> None:
-        for worker in ts.holders():
-            worker.outbox.drop(ts.key)
-            worker.stored_keys -= 1
-            worker.stored_bytes -= ts.size
-        ts.who_has = None
-        self._drop_inline(ts)
-        if ts.rare is not None and ts.rare.contains:
-            contained, ts.rare.contains = ts.rare.contains, ()
-            self._let_go(contained, stack)
-
-    def _drop_inline(self, ts: TaskState) -> None:
-        if ts.inline is not None:
-            self.state.inline_bytes -= len(ts.inline)
-            ts.inline = None
-
-    def _stop(self, ts: TaskState, stack: list[TaskState]) -> None:
-        """Ends an unfinished task that nobody needs."""
-        if ts.state is PROCESSING:
-            self._abandon_run(ts)
-        elif ts.state is WAITING:
-            ts.recount = True
-        check(self.state, ts, RELEASED)
-        self._let_go(ts.deps, stack)
-        if ts.rare is not None:
-            self._let_go(ts.rare.references, stack)
-
-    def _abandon_run(self, ts: TaskState) -> None:
-        worker = ts.worker
-        assert worker is not None
-        if worker.processing.get(ts.run_id) is ts:
-            worker.processing[ts.run_id] = None
-            worker.load_s -= ts.estimate_s
-            worker.outbox.add(CancelRuns([ts.run_id]))
-            self.placement.update_room(worker)
-        ts.worker = None
-
-    @staticmethod
-    def _let_go(held: Iterable[TaskState], stack: list[TaskState]) -> None:
-        for dep in held:
-            dep.holds -= 1
-            if not dep.holds:
-                stack.append(dep)
-
-    def _forget(self, ts: TaskState, stack: list[TaskState]) -> None:
-        check(self.state, ts, FORGOTTEN)
-        del self.state.tasks[ts.key]
-        for dep in ts.deps:
-            dep.dependents -= 1
-            if not dep.dependents and not dep.holds:
-                stack.append(dep)
-        rare = ts.rare
-        if rare is not None and rare.data is not None and rare.data.retained:
-            rare.data.client.outbox.add(DropData([ts.key]))
-        ts.deps = ()
-        ts.waiters = ts.rare = ts.worker = None
-
-    # --- finishing --------------------------------------------------------------------------------------------------
+            if id(ts) not in seen:
+                seen.add(id(ts))
+                doomed.append(ts)
+                stack += [t for t in ts.waiters or () if t.state is WAITING]
+        self.give_up(doomed, reason or "cancelled", "CancelledError")
 
     def finished(self, worker: WorkerState, op: TasksFinished) -> None:
         """Results of runs."""
@@ -331,6 +224,7 @@ class Lifecycle:
             raise RemoteProtocolError(f"TasksFinished: columns do not fit {n} runs")
         if op.references:
             self._note_contained(worker, op)
+        worker.last_progress = self.state.now
         processing, held, values = worker.processing, worker.held, op.values
         offset, stored, finished = 0, 0, 0
         function: FunctionRecord | None = None
@@ -373,7 +267,6 @@ class Lifecycle:
         worker.stored_bytes += stored
         worker.stored_keys += finished
         self.state.counters["finished"] += finished
-        worker.last_progress = self.state.now
         self.placement.update_room(worker)
 
     def _arrived(self, ts: TaskState, value: bytes | None) -> None:
@@ -470,8 +363,6 @@ class Lifecycle:
             for inner in contained:
                 inner.holds += 1
 
-    # --- failing ----------------------------------------------------------------------------------------------------
-
     def erred(self, worker: WorkerState, op: TaskErred) -> None:
         """A run raised: retry, or fail."""
         ts = self.end_run(worker, op.run_id)
@@ -493,178 +384,6 @@ class Lifecycle:
             error.kind, error.text, error.payload, error.traceback_text, ts.key, ts.spec.name, worker.address
         )
         self.fail([ts], named)
-
-    def end_run(self, worker: WorkerState, run_id: int) -> TaskState | None:
-        """Takes a run off the worker's list; returns its task, None when nobody waits for it."""
-        ts = worker.processing.pop(run_id, None)
-        worker.parked.pop(run_id, None)
-        worker.executing.discard(run_id)
-        worker.retracting.pop(run_id, None)
-        if (bucket := worker.held.pop(run_id, None)) is not None:
-            bucket.give_back(worker)
-        if ts is not None:
-            worker.load_s -= ts.estimate_s
-        return ts
-
-    def fail(self, tasks: list[TaskState], error: ErrorInfo) -> None:
-        """These tasks have failed, and with them all that waits for them."""
-        told: dict[ClientState, list[Key]] = {}
-        failed: list[TaskState] = []
-        stack = list(tasks)
-        while stack:
-            ts = stack.pop()
-            if ts.state is ERRED or ts.state is FORGOTTEN:
-                continue
-            check(self.state, ts, ERRED)
-            ts.worker = None
-            ts.extra().error = error
-            failed.append(ts)
-            for client in ts.wanters():
-                told.setdefault(client, []).append(ts.key)
-            if ts.waiters is not None:
-                stack += [t for t in ts.waiters if t.state is WAITING]
-                ts.waiters = None
-        self.state.counters["erred"] += len(failed)
-        for client, keys in told.items():
-            client.outbox.add(KeysErred(keys, error))
-        for ts in failed:
-            released: list[TaskState] = []
-            self._let_go(ts.deps, released)
-            if ts.rare is not None:
-                self._let_go(ts.rare.references, released)
-            for dep in released:
-                self.reconsider(dep)
-        for ts in failed:
-            self.reconsider(ts)
-
-    def retry(self, keys: Iterable[Key]) -> None:
-        """Failed tasks are tried again, with the failed tasks that they depend on."""
-        for key in keys:
-            ts = self.state.tasks.get(key)
-            if ts is None or ts.state is not ERRED:
-                continue
-            stack, chain = [ts], []
-            while stack:
-                task = stack.pop()
-                if task.state is ERRED:
-                    check(self.state, task, RELEASED)
-                    rare = task.extra()
-                    rare.error, rare.attempts_erred, rare.deaths = None, 0, 0
-                    task.recount = True
-                    chain.append(task)
-                    stack += task.deps
-            for task in chain:
-                for client in task.wanters():
-                    client.outbox.add(KeysRecomputing([task.key]))
-            self.revive(ts)
-
-    def cancel(self, client: ClientState, keys: Iterable[Key], force: bool, reason: str) -> None:
-        """Ends tasks, and the unfinished ones that wait for them."""
-        doomed: list[TaskState] = []
-        seen: set[int] = set()
-        stack: list[TaskState] = []
-        for key in keys:
-            ts = self.state.tasks.get(key)
-            if ts is None:
-                client.outbox.add(KeysCancelled([key], reason or "cancelled"))
-            elif not force and any(c is not client for c in ts.wanters()):
-                self.release(client, [key])
-                client.outbox.add(KeysCancelled([key], reason or "cancelled"))
-            else:
-                stack.append(ts)
-        while stack:
-            ts = stack.pop()
-            if id(ts) not in seen:
-                seen.add(id(ts))
-                doomed.append(ts)
-                stack += [t for t in ts.waiters or () if t.state is WAITING]
-        self.give_up(doomed, reason or "cancelled", "CancelledError")
-
-    def give_up(self, tasks: Sequence[TaskState], reason: str, kind: str) -> None:
-        """Tells all who want these tasks that they will not come true, and drops them."""
-        told: dict[ClientState, list[Key]] = {}
-        for ts in tasks:
-            for client in ts.wanters():
-                told.setdefault(client, []).append(ts.key)
-            ts.wanted_by = None
-        for client, keys in told.items():
-            client.outbox.add(KeysCancelled(keys, reason, kind))
-        for ts in reversed(tasks):
-            self.reconsider(ts)
-
-    # --- again ------------------------------------------------------------------------------------------------------
-
-    def requeue(self, ts: TaskState) -> None:
-        """PROCESSING -> READY or WAITING: another attempt, as soon as the inputs are in memory."""
-        ts.worker = None
-        missing = [dep for dep in ts.deps if dep.state is not MEMORY]
-        if not missing:
-            check(self.state, ts, READY)
-            self.placement.enqueue(ts)
-            return
-        check(self.state, ts, WAITING)
-        self.wait_for(ts, missing)
-
-    def wait_again(self, ts: TaskState, missing: list[TaskState]) -> None:
-        """READY or WAITING -> WAITING: inputs that were in memory are about to be lost (the caller then calls `lose`)."""
-        if ts.state is READY:
-            check(self.state, ts, WAITING)
-            ts.waiting_on = 0
-        ts.waiting_on += len(missing)
-        for dep in missing:
-            if dep.waiters is None:
-                dep.waiters = []
-            dep.waiters.append(ts)
-
-    def wait_for(self, ts: TaskState, missing: list[TaskState]) -> None:
-        """A task that has become WAITING waits for these inputs, which were in memory and got lost meanwhile."""
-        ts.waiting_on = len(missing)
-        for dep in missing:
-            if dep.waiters is None:
-                dep.waiters = []
-            dep.waiters.append(ts)
-            if dep.state is RELEASED:
-                self.revive(dep)
-        failed = next((dep for dep in missing if dep.state is ERRED), None)
-        if failed is not None and failed.rare is not None and failed.rare.error is not None:
-            self.fail([ts], failed.rare.error)
-
-    def revive(self, ts: TaskState) -> None:
-        """A RELEASED task is needed: computed (again), with all released tasks that it needs."""
-        stack = [ts]
-        order: list[TaskState] = []
-        while stack:
-            task = stack.pop()
-            if task.state is not RELEASED:
-                continue
-            check(self.state, task, WAITING)
-            order.append(task)
-            stack += [dep for dep in task.deps if dep.state is RELEASED]
-        for task in reversed(order):
-            if task.spec is None:
-                self.on_data_needed.append(task)
-                continue
-            self.state.counters["recomputed"] += 1
-            if task.state is WAITING:
-                self._plan(task)
-
-    def lose(self, tasks: list[TaskState]) -> None:
-        """The last replicas of these values are gone: compute again what is needed."""
-        told: dict[ClientState, list[Key]] = {}
-        for ts in tasks:
-            self._drop_inline(ts)
-            ts.who_has = None
-            check(self.state, ts, RELEASED)
-            for client in ts.wanters():
-                told.setdefault(client, []).append(ts.key)
-        for client, keys in told.items():
-            client.outbox.add(KeysRecomputing(keys))
-        for ts in tasks:
-            if ts.state is RELEASED and (ts.wanted_by is not None or ts.holds):
-                ts.extra()  # marks it: workers may wait to hear where it is (see `regained`)
-                self.revive(ts)
-            else:
-                self.reconsider(ts)
 
 
 def _learn(function: FunctionRecord, total_us: int, count: int) -> None:

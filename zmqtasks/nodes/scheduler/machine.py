@@ -168,6 +168,11 @@ class SchedulerMachine:
 
     def deadline(self) -> float | None:
         """When `tick` is to be called, at the latest; None: no need."""
+        state = self.state
+        if self.placement.retract_at is None and not (
+            state.lost or state.retracting or self.errands.under_way or self.data.deadline is not None
+        ):
+            return None  # the usual case
         times = [
             t
             for t in (

@@ -1,12 +1,15 @@
 """The scheduler as a process sees it: listeners, channels and timers around the machine.
 
 All ops that arrive within one turn of the event loop are run through the machine, then one flush sends at most one batch to
-each peer: the flush is scheduled by the first op and runs after the other sockets of the turn have been read.
+each peer: the flush is scheduled by the first op and runs after the other sockets of the turn have been read. Ops that come
+after a moment of rest are flushed at once: nothing is there to be batched with.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import gc
 import logging
 import os
 import time
@@ -45,6 +48,11 @@ PROBE_INTERVAL_S = 0.3
 CONGESTED_BYTES = 32 << 20
 """A client with more than this on its way gets notices of results instead of values."""
 CONGESTION_CHECK_S = 0.2
+REST_AFTER_S = 0.5
+REST_AFTER_TASKS = 10_000
+"""So long after the last of so many tasks, memory is put in order (a few ms)."""
+ALONE_S = 0.0001
+"""Ops that come so long after the last flush are flushed at once; more often, and a turn of the loop is waited for others."""
 
 Member = ClientState | WorkerState | NannyState
 
@@ -91,6 +99,9 @@ class SchedulerNode:
         )
         self._channels: dict[bytes, Channel] = {}
         self._flush_scheduled = False
+        self._flushed_at = 0.0
+        self._resting = False
+        self._finished_at_rest = 0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -200,7 +211,11 @@ class SchedulerNode:
         except ProtocolError as exc:
             log.warning("%s (%s) broke the rules: %s", member.name, channel.peer_address, exc)
             channel.abort(str(exc))
-        if not self._flush_scheduled:
+        if self._flush_scheduled:
+            return
+        if time.perf_counter() - self._flushed_at > ALONE_S:
+            self._flush()
+        else:
             self._flush_scheduled = True
             self._loop.call_soon(self._flush)
 
@@ -254,6 +269,10 @@ class SchedulerNode:
 
     def _flush(self) -> None:
         self._flush_scheduled = False
+        self._flush_to_channels()
+        self._flushed_at = time.perf_counter()
+
+    def _flush_to_channels(self) -> None:
         channels = self._channels
         for session, ops in self.machine.flush():
             channel = channels.get(session)
@@ -268,6 +287,14 @@ class SchedulerNode:
             log.info("shutting down: %s", self.machine.shutdown_reason)
             self._start(self.close(self.machine.shutdown_reason))
             return
+        state = self.machine.state
+        if (
+            not state.tasks
+            and not self._resting
+            and state.counters["finished"] >= self._finished_at_rest + REST_AFTER_TASKS
+        ):
+            self._resting = True
+            self._loop.call_later(REST_AFTER_S, self._rest)
         now = self._loop.time()
         if now - self._congestion_checked > CONGESTION_CHECK_S:
             self._congestion_checked = now
@@ -275,6 +302,16 @@ class SchedulerNode:
                 if (channel := channels.get(client.session)) is not None:
                     client.congested = channel.queued_bytes > CONGESTED_BYTES
         self._set_timer()
+
+    def _rest(self) -> None:
+        """After many tasks, when all are gone: gives memory back."""
+        self._resting = False
+        state = self.machine.state
+        if not state.tasks and not self._closing:
+            self._finished_at_rest = state.counters["finished"]
+            gc.collect()
+            state.rest()
+            _trim_heap()
 
     def _set_timer(self) -> None:
         deadline = self.machine.deadline()
@@ -291,3 +328,9 @@ class SchedulerNode:
         self._timer = None
         self.machine.tick(max(self._loop.time(), self._timer_at))
         self._flush()
+
+
+def _trim_heap() -> None:
+    """Gives free pages of the C heap (tables, messages) back to the system, where the C library is glibc."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -134,6 +134,7 @@ class Placement:
         busy = len(worker.processing) - len(worker.parked)
         if busy == 0 and not worker.parked:
             worker.load_s = 0.0  # sums of floats drift
+            worker.last_progress = 0.0  # and floats of their own at rest pin memory (see `SchedulerState.rest`)
         if busy < worker.nthreads:
             self.idle[worker] = None
             self.roomy.pop(worker, None)
@@ -310,6 +311,9 @@ class Placement:
         for worker in loaded:
             if free <= 0:
                 break
+            if not worker.last_progress:
+                worker.last_progress = now  # it has just begun: have a look next time
+                continue
             if worker.load_s / worker.nthreads < RETRACT_AFTER_S and now - worker.last_progress < RETRACT_AFTER_S:
                 continue  # it will be through before the tasks could have moved
             surplus = worker.busy - worker.nthreads

@@ -1,0 +1,159 @@
+"""Tasks that are planned, and planned again: attempts that were given back, results that got lost, failures retried.
+
+A value that is lost is computed again in the way of a new task: released tasks that are needed are revived, and so are the
+released tasks that they depend on. Data has no task to run: it is asked for where it came from (`on_data_needed`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zmqtasks.ids import Key
+from zmqtasks.nodes.scheduler.failing import Failing
+from zmqtasks.nodes.scheduler.placement import Placement
+from zmqtasks.nodes.scheduler.state import (
+    ERRED,
+    MEMORY,
+    READY,
+    RELEASED,
+    WAITING,
+    ClientState,
+    SchedulerState,
+    TaskState,
+)
+from zmqtasks.nodes.scheduler.transitions import check
+from zmqtasks.protocol.ops import KeysRecomputing
+
+
+class Recovering(Failing):
+    """Plans tasks whose inputs are or are not in memory."""
+
+    def __init__(self, state: SchedulerState, placement: Placement) -> None:
+        super().__init__(state, placement)
+        self.on_data_needed: list[TaskState] = []
+        """Released data that is needed again and that a client may still have."""
+
+    def requeue(self, ts: TaskState) -> None:
+        """PROCESSING -> READY or WAITING: another attempt, as soon as the inputs are in memory."""
+        ts.worker = None
+        missing = [dep for dep in ts.deps if dep.state is not MEMORY]
+        if not missing:
+            check(self.state, ts, READY)
+            self.placement.enqueue(ts)
+            return
+        check(self.state, ts, WAITING)
+        self.wait_for(ts, missing)
+
+    def wait_again(self, ts: TaskState, missing: list[TaskState]) -> None:
+        """READY or WAITING -> WAITING: inputs that were in memory are about to be lost (the caller then calls `lose`)."""
+        if ts.state is READY:
+            check(self.state, ts, WAITING)
+            ts.waiting_on = 0
+        ts.waiting_on += len(missing)
+        for dep in missing:
+            if dep.waiters is None:
+                dep.waiters = []
+            dep.waiters.append(ts)
+
+    def wait_for(self, ts: TaskState, missing: list[TaskState]) -> None:
+        """A task that has become WAITING waits for these inputs, which were in memory and got lost meanwhile."""
+        ts.waiting_on = len(missing)
+        for dep in missing:
+            if dep.waiters is None:
+                dep.waiters = []
+            dep.waiters.append(ts)
+            if dep.state is RELEASED:
+                self.revive(dep)
+        failed = next((dep for dep in missing if dep.state is ERRED), None)
+        if failed is not None and failed.rare is not None and failed.rare.error is not None:
+            self.fail([ts], failed.rare.error)
+
+    def _plan(self, ts: TaskState) -> None:
+        """Takes up the inputs of a new (WAITING) or revived task; it becomes READY, stays WAITING, or fails at once."""
+        waiting, failed = 0, None
+        for dep in ts.deps:
+            dep.holds += 1
+            if dep.state is MEMORY:
+                continue
+            if dep.state is ERRED:
+                failed = dep
+                continue
+            waiting += 1
+            if dep.waiters is None:
+                dep.waiters = [ts]
+            else:
+                dep.waiters.append(ts)
+            if dep.state is RELEASED:
+                self.revive(dep)
+                if dep.state is ERRED:
+                    failed = dep
+        if ts.rare is not None:
+            for reference in ts.rare.references:
+                reference.holds += 1
+        ts.waiting_on = waiting
+        if failed is not None:
+            assert failed.rare is not None
+            assert failed.rare.error is not None
+            self.fail([ts], failed.rare.error)
+        elif not waiting:
+            if ts.state is not READY:
+                check(self.state, ts, READY)
+            self.placement.enqueue(ts)
+
+    def revive(self, ts: TaskState) -> None:
+        """A RELEASED task is needed: computed (again), with all released tasks that it needs."""
+        stack = [ts]
+        order: list[TaskState] = []
+        while stack:
+            task = stack.pop()
+            if task.state is not RELEASED:
+                continue
+            check(self.state, task, WAITING)
+            order.append(task)
+            stack += [dep for dep in task.deps if dep.state is RELEASED]
+        for task in reversed(order):
+            if task.spec is None:
+                self.on_data_needed.append(task)
+                continue
+            self.state.counters["recomputed"] += 1
+            if task.state is WAITING:
+                self._plan(task)
+
+    def retry(self, keys: Iterable[Key]) -> None:
+        """Failed tasks are tried again, with the failed tasks that they depend on."""
+        for key in keys:
+            ts = self.state.tasks.get(key)
+            if ts is None or ts.state is not ERRED:
+                continue
+            stack, chain = [ts], []
+            while stack:
+                task = stack.pop()
+                if task.state is ERRED:
+                    check(self.state, task, RELEASED)
+                    rare = task.extra()
+                    rare.error, rare.attempts_erred, rare.deaths = None, 0, 0
+                    task.recount = True
+                    chain.append(task)
+                    stack += task.deps
+            for task in chain:
+                for client in task.wanters():
+                    client.outbox.add(KeysRecomputing([task.key]))
+            self.revive(ts)
+
+    def lose(self, tasks: list[TaskState]) -> None:
+        """The last replicas of these values are gone: compute again what is needed."""
+        told: dict[ClientState, list[Key]] = {}
+        for ts in tasks:
+            self._drop_inline(ts)
+            ts.who_has = None
+            check(self.state, ts, RELEASED)
+            for client in ts.wanters():
+                told.setdefault(client, []).append(ts.key)
+        for client, keys in told.items():
+            client.outbox.add(KeysRecomputing(keys))
+        for ts in tasks:
+            if ts.state is RELEASED and (ts.wanted_by is not None or ts.holds):
+                ts.extra()  # marks it: workers may wait to hear where it is (see `regained`)
+                self.revive(ts)
+            else:
+                self.reconsider(ts)

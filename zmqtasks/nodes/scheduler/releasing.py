@@ -1,0 +1,107 @@
+"""What nobody needs any more goes: values, attempts, records.
+
+Theory of operation
+-------------------
+Two counters decide how long things live. `holds` counts the reasons to keep a *value*: dependents that are not done,
+references from other tasks. `dependents` counts the tasks that may need the *spec* again, to compute a lost result anew. A
+value goes when no client wants it and nothing holds it; the record goes when, besides, nothing depends on it. Chains are
+walked with a list, never by recursion: a graph may be a million tasks deep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from zmqtasks.nodes.scheduler.placement import Placement
+from zmqtasks.nodes.scheduler.state import (
+    ERRED,
+    FORGOTTEN,
+    MEMORY,
+    PROCESSING,
+    RELEASED,
+    WAITING,
+    SchedulerState,
+    TaskState,
+)
+from zmqtasks.nodes.scheduler.transitions import check
+from zmqtasks.protocol.ops import CancelRuns, DropData
+
+
+class Releasing:
+    """Lets go of tasks that have lost a reason to be kept."""
+
+    def __init__(self, state: SchedulerState, placement: Placement) -> None:
+        self.state = state
+        self.placement = placement
+
+    def reconsider(self, ts: TaskState) -> None:
+        """After a reason to keep `ts` has gone: drops its value, its attempt, its record, and so on up the graph."""
+        stack = [ts]
+        while stack:
+            ts = stack.pop()
+            if ts.wanted_by is not None or ts.holds or ts.state is FORGOTTEN:
+                continue
+            if ts.state is MEMORY:
+                self._drop_value(ts, stack)
+                check(self.state, ts, RELEASED)
+            elif ts.state is not RELEASED and ts.state is not ERRED:
+                self._stop(ts, stack)
+            if not ts.dependents:
+                self._forget(ts, stack)
+
+    def _drop_value(self, ts: TaskState, stack: list[TaskState]) -> None:
+        for worker in ts.holders():
+            worker.outbox.drop(ts.key)
+            worker.stored_keys -= 1
+            worker.stored_bytes -= ts.size
+        ts.who_has = None
+        self._drop_inline(ts)
+        if ts.rare is not None and ts.rare.contains:
+            contained, ts.rare.contains = ts.rare.contains, ()
+            self._let_go(contained, stack)
+
+    def _drop_inline(self, ts: TaskState) -> None:
+        if ts.inline is not None:
+            self.state.inline_bytes -= len(ts.inline)
+            ts.inline = None
+
+    def _stop(self, ts: TaskState, stack: list[TaskState]) -> None:
+        """Ends an unfinished task that nobody needs."""
+        if ts.state is PROCESSING:
+            self._abandon_run(ts)
+        elif ts.state is WAITING:
+            ts.recount = True
+        check(self.state, ts, RELEASED)
+        self._let_go(ts.deps, stack)
+        if ts.rare is not None:
+            self._let_go(ts.rare.references, stack)
+
+    def _abandon_run(self, ts: TaskState) -> None:
+        worker = ts.worker
+        assert worker is not None
+        if worker.processing.get(ts.run_id) is ts:
+            worker.processing[ts.run_id] = None
+            worker.load_s -= ts.estimate_s
+            worker.outbox.add(CancelRuns([ts.run_id]))
+            self.placement.update_room(worker)
+        ts.worker = None
+
+    @staticmethod
+    def _let_go(held: Iterable[TaskState], stack: list[TaskState]) -> None:
+        for dep in held:
+            dep.holds -= 1
+            if not dep.holds:
+                stack.append(dep)
+
+    def _forget(self, ts: TaskState, stack: list[TaskState]) -> None:
+        check(self.state, ts, FORGOTTEN)
+        del self.state.tasks[ts.key]
+        for dep in ts.deps:
+            dep.dependents -= 1
+            if not dep.dependents and not dep.holds:
+                stack.append(dep)
+        rare = ts.rare
+        if rare is not None and rare.data is not None and rare.data.retained:
+            rare.data.client.outbox.add(DropData([ts.key]))
+        ts.deps = ()
+        ts.waiters = ts.rare = ts.worker = None

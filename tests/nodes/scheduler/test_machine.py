@@ -21,6 +21,8 @@ def test_a_task_is_sent_with_its_function_and_its_result_goes_to_the_client():
     worker.step()
     assert cluster.results == {key: b"41"}
     cluster.to_client(ops.ReleaseKeys([key]))
+    assert not worker.inbox
+    cluster.pass_time(0.1)
     assert worker.inbox == [ops.FreeKeys([key])]
     assert not cluster.machine.state.tasks
 
@@ -288,6 +290,8 @@ def test_fire_and_forget_runs_to_its_end():
     worker = cluster.add_worker("a")
     cluster.run()
     assert not cluster.machine.state.tasks
+    cluster.pass_time(0.1)
+    cluster.run()
     assert not worker.values
 
 

@@ -60,6 +60,8 @@ RECONNECT_PAUSE_S = 0.1
 
 ALONE_S = 0.0003
 """What is submitted at least so long after the last is sent at once; more often, and batches cost less."""
+COLLECT_AT_ONCE = 1_000
+"""Dropped futures that are worth a message of their own when something arrives."""
 PER_TASK_BYTES = 16
 """About what a task takes in a message beside its arguments."""
 
@@ -292,7 +294,7 @@ class ClientNode:
         try:
             with self.lock:
                 rest = self.machine.receive(ops)
-                if self.dropped:
+                if len(self.dropped) > COLLECT_AT_ONCE:  # fewer can wait for the next message, or for `_collect`
                     self.machine.collect_dropped()
                 out = self.machine.take()
                 failure = self._send(out) if out else None

@@ -94,6 +94,7 @@ class DataBook:
             data.targets = workers
             self._unplaced.pop(ts.key, None)
             for worker in workers:
+                worker.outbox.drop_now()  # it may have been told to drop a value of this very key
                 planned[worker] = planned.get(worker, 0) + ts.size + 1
             targets.setdefault((data.client, workers), []).append(ts.key)
         for (client, workers), keys in targets.items():

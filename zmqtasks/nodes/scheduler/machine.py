@@ -37,6 +37,8 @@ from zmqtasks.protocol import ops
 from zmqtasks.protocol.ops import Op
 
 KEEPER_SESSION = b"keeper"
+DROP_WITHIN_S = 0.02
+"""Workers hear within this that a value is not needed; sooner when there is something else to tell them."""
 
 
 class SchedulerMachine:
@@ -157,6 +159,8 @@ class SchedulerMachine:
     def tick(self, now: float) -> None:
         """Does what `deadline` asked for."""
         self.state.now = now
+        if self.state.lazy_until is not None and self.state.lazy_until <= now:
+            self._drop_lazily()
         self.membership.tick()
         self.data.tick()
         self.errands.tick()
@@ -170,13 +174,14 @@ class SchedulerMachine:
         """When `tick` is to be called, at the latest; None: no need."""
         state = self.state
         if self.placement.retract_at is None and not (
-            state.lost or state.retracting or self.errands.under_way or self.data.deadline is not None
+            state.lazy or state.lost or state.retracting or self.errands.under_way or self.data.deadline is not None
         ):
             return None  # the usual case
         times = [
             t
             for t in (
                 self.placement.retract_at,
+                self._lazy_deadline(),
                 self.data.deadline,
                 self.membership.deadline(),
                 self.errands.deadline(),
@@ -282,6 +287,20 @@ class SchedulerMachine:
 
     def _on_worker_exited(self, nanny: NannyState, op: ops.WorkerExited) -> None:
         self.membership.worker_exited(op)
+
+    # --- values to drop ---------------------------------------------------------------------------------------------
+
+    def _lazy_deadline(self) -> float | None:
+        state = self.state
+        if state.lazy and state.lazy_until is None:
+            state.lazy_until = state.now + DROP_WITHIN_S
+        return state.lazy_until
+
+    def _drop_lazily(self) -> None:
+        self.state.lazy_until = None
+        for outbox in self.state.lazy:
+            outbox.drop_now()
+        self.state.lazy.clear()
 
     # --- retractions that are not answered --------------------------------------------------------------------------
 

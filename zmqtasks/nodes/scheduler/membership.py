@@ -66,6 +66,7 @@ class Membership:
             intro.data_address,
             max(1, intro.nthreads),
             state.dirty,
+            state.lazy,
             intro.memory_limit_bytes,
             intro.resources,
             intro.nanny,

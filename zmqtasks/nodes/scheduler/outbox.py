@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from zmqtasks.nodes.scheduler.state import FunctionRecord, TaskSpec, TaskState, WorkerState
 
 
+FREE_AT_ONCE = 256
+"""So many values to drop are worth a message of their own; fewer wait for one that goes anyway, 20 ms at most: a message wakes the
+worker in the middle of whatever it does (`bench.tasks latency`)."""
 _NOTHING: list[Any] = []
 """Stands for lists of an outbox at rest; nothing is ever added to it."""
 
@@ -122,15 +125,16 @@ class _ComputeColumns:
 class WorkerOutbox(Outbox):
     """Ops for a worker: what is to be dropped, then single ops in order, then new tasks with their functions and inputs."""
 
-    __slots__ = ("_compute", "_functions", "_inputs", "_ops", "_peers", "free")
+    __slots__ = ("_compute", "_functions", "_inputs", "_lazy", "_ops", "_peers", "free")
 
-    def __init__(self, session: bytes, dirty: list[Outbox]) -> None:
+    def __init__(self, session: bytes, dirty: list[Outbox], lazy: list[WorkerOutbox]) -> None:
         super().__init__(session, dirty)
+        self._lazy = lazy
+        self.free: list[Key] = []
         self._functions: list[FunctionRecord] = []
         self._peers: list[WorkerState] = []
 
     def _open(self) -> None:
-        self.free: list[Key] = []
         self._ops: list[Op] = []
         self._inputs: dict[Key, TaskState] = {}
         self._compute: dict[TaskSpec, _ComputeColumns] = {}
@@ -142,10 +146,17 @@ class WorkerOutbox(Outbox):
         self._ops.append(op)
 
     def drop(self, key: Key) -> None:
-        """The worker is to drop a value."""
-        if not self.marked:
-            self.mark()
+        """The worker is to drop a value: with the next message to it, or when the node collects what is left (`lazy`)."""
+        if not self.free:
+            self._lazy.append(self)
         self.free.append(key)
+        if len(self.free) >= FREE_AT_ONCE and not self.marked:
+            self.mark()
+
+    def drop_now(self) -> None:
+        """Values to drop do not wait for another message."""
+        if self.free and not self.marked:
+            self.mark()
 
     def add_function(self, function: FunctionRecord) -> None:
         """The worker does not know this function yet."""
@@ -188,6 +199,7 @@ class WorkerOutbox(Outbox):
         ops: list[Op] = []
         if self.free:
             ops.append(FreeKeys(self.free))
+            self.free = []
         ops += self._ops
         if self._functions:
             ops.append(PutFunctions([f.digest for f in self._functions], [f.code for f in self._functions]))
@@ -198,7 +210,7 @@ class WorkerOutbox(Outbox):
         if self._inputs:
             ops.append(_inputs_op(list(self._inputs.values())))
         ops += [_compute_op(spec, columns) for spec, columns in self._compute.items()]
-        del self.free, self._ops, self._inputs, self._compute
+        del self._ops, self._inputs, self._compute
         self.marked = False
         return ops
 

@@ -183,7 +183,7 @@ class NannyState:
         self.name = name
         self.host = host
         self.pid = pid
-        self.outbox = WorkerOutbox(session, dirty)
+        self.outbox = WorkerOutbox(session, dirty, [])
         self.lost_at: float | None = None
 
 
@@ -200,6 +200,7 @@ class WorkerState:
         address: str,
         nthreads: int,
         dirty: list[Outbox],
+        lazy: list[WorkerOutbox],
         memory_limit_bytes: int = 0,
         resources: dict[str, float] | None = None,
         nanny: bytes = b"",
@@ -217,7 +218,7 @@ class WorkerState:
         self.available = dict(self.resources)
         self.nanny = nanny
         self.pid = pid
-        self.outbox = WorkerOutbox(session, dirty)
+        self.outbox = WorkerOutbox(session, dirty, lazy)
         self.processing: dict[int, TaskState | None] = {}
         """Runs that it has not answered; None where the result is not wanted any more."""
         self.load_s = 0.0
@@ -281,6 +282,10 @@ class SchedulerState:
         """Sum of the small results kept in task records."""
         self.dirty: list[Outbox] = []
         """Those with something to send."""
+        self.lazy: list[WorkerOutbox] = []
+        """Workers that are to drop values, when there is nothing else to tell them either."""
+        self.lazy_until: float | None = None
+        """When they are told at the latest."""
         self.lost: dict[WorkerState | ClientState | NannyState, None] = {}
         """Members whose links are broken."""
         self.retracting: dict[WorkerState, None] = {}

@@ -1,10 +1,13 @@
-"""Workloads on a real cluster of two single-thread workers, over each transport."""
+"""Workloads on a real cluster of two single-thread workers, over each transport; beside them, where it can do the same, the
+standard library's process pool in the same run."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 from zmqtasks import Client, LocalCluster
@@ -78,9 +81,35 @@ WORKLOADS: dict[str, Callable[[Client, int], dict[str, float]]] = {
 }
 
 
+def run_pool(names: list[str], tasks: int) -> list[dict[str, Any]]:
+    """The baseline: `concurrent.futures`, one call a task as here."""
+    rows: list[dict[str, Any]] = []
+    with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
+        list(pool.map(inc, range(WARM_UP_TASKS)))
+        if "map" in names:
+            times = []
+            for _ in range(ROUNDS):
+                began = time.perf_counter()
+                results = [future.result() for future in [pool.submit(inc, number) for number in range(tasks)]]
+                times.append((time.perf_counter() - began) / tasks * 1e6)
+                assert sum(results) == tasks * (tasks + 1) // 2
+            found = {"tasks": tasks, "us_per_task": min(times), "us_per_task_median": statistics.median(times)}
+            rows.append({"workload": "map", "protocol": "process pool", **found})
+        if "latency" in names:
+            times = []
+            for number in range(LATENCY_CALLS):
+                began = time.perf_counter()
+                assert pool.submit(inc, number).result() == number + 1
+                times.append((time.perf_counter() - began) * 1e3)
+            times.sort()
+            found = {"ms_median": statistics.median(times), "ms_99th": times[int(0.99 * len(times))]}
+            rows.append({"workload": "latency", "protocol": "process pool", "tasks": LATENCY_CALLS, **found})
+    return rows
+
+
 def run(names: list[str], tasks: int) -> list[dict[str, Any]]:
     """Rows for the named workloads, over every transport."""
-    rows: list[dict[str, Any]] = []
+    rows = run_pool(names, tasks)
     for protocol in PROTOCOLS:
         options: dict[str, Any] = {"processes": False} if protocol == "inproc" else {"protocol": protocol}
         with (

@@ -9,8 +9,8 @@ at once. Idle threads sleep in the queue, and nothing polls.
 
 A small result that comes alone, with nothing reported before it and no run queued behind it, is answered from its
 thread: waking the loop to do so would double the worker's share of the latency (`bench.tasks latency`). The books are
-kept later, by the loop, which always does so (`drain`) before it looks at anything that may have followed from the
-answer.
+kept afterwards, by the loop, which in any case does so (`drain`) before it looks at anything that may have followed from
+the answer.
 
 The queue is in order of priority as long as runs arrive so; when one arrives that goes earlier, the loop takes
 everything out, sorts it and puts it back: threads that find the queue empty at that moment just wait for the next
@@ -169,6 +169,9 @@ class Executor:
     def report(self, outcome: Outcome) -> None:
         """Passes an outcome to the loop; for task threads."""
         self._outcomes.append(outcome)
+        self._wake()
+
+    def _wake(self) -> None:
         if not self._wake_pending:
             self._wake_pending = True
             try:
@@ -198,6 +201,7 @@ class Executor:
             ops.append(TasksFinished([run.run_id], [len(data)], data, [outcome.duration_us]))
         finally:
             channel.send_direct(ops)
+        self._wake()
         return True
 
     def drain(self) -> None:

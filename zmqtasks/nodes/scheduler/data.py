@@ -15,6 +15,7 @@ from zmqtasks.nodes.scheduler.lifecycle import Lifecycle
 from zmqtasks.nodes.scheduler.placement import Placement
 from zmqtasks.nodes.scheduler.state import (
     MEMORY,
+    PROCESSING,
     READY,
     WAITING,
     ClientState,
@@ -26,6 +27,7 @@ from zmqtasks.nodes.scheduler.state import (
 from zmqtasks.protocol.ops import (
     DataAdded,
     DeclareData,
+    DropData,
     FetchFailed,
     KeysCancelled,
     Locations,
@@ -36,6 +38,8 @@ from zmqtasks.protocol.ops import (
     UpdateLocations,
 )
 
+PLACEMENTS = 20
+"""Data that could not be put on a worker so often is given up."""
 ASK_AGAIN_S = 0.5
 """A worker that could not reach the only holder of a value asks it again after this."""
 
@@ -49,8 +53,6 @@ class DataBook:
         self.lifecycle = lifecycle
         self._unplaced: dict[Key, TaskState] = {}
         """Declared, and no worker to take it yet."""
-        self._awaiting: dict[Key, set[WorkerState]] = {}
-        """Workers that wait to hear where a value is."""
         self._ask_again: list[tuple[float, WorkerState, Key]] = []
 
     @property
@@ -68,7 +70,9 @@ class DataBook:
         for key, size in zip(op.keys, op.sizes, strict=True):
             ts = self.state.tasks.get(key)
             if ts is not None:
-                self.lifecycle.want(client, ts)
+                self._declare_again(client, ts, op)
+                if ts.state is WAITING and ts.spec is None:
+                    placed.append(ts)
                 continue
             ts = TaskState(key, None, WAITING, 0, b"", (), client)
             ts.size = size
@@ -76,6 +80,17 @@ class DataBook:
             self.state.tasks[key] = ts
             placed.append(ts)
         self.place(placed)
+
+    def _declare_again(self, client: ClientState, ts: TaskState, op: DeclareData) -> None:
+        """A client has data that is known already: it is the source from now on, unless a worker holds the value."""
+        if ts.spec is None and ts.state is not MEMORY:
+            rare = ts.extra()
+            if rare.data is not None and rare.data.retained and rare.data.client is not client:
+                rare.data.client.outbox.add(DropData([ts.key]))
+            rare.data = DataInfo(client, op.retained, op.workers, op.copies)
+        self.lifecycle.want(client, ts)
+        if ts in self.lifecycle.on_data_needed:
+            self.lifecycle.on_data_needed.remove(ts)
 
     def place(self, tasks: Iterable[TaskState]) -> None:
         """Tells clients where to put data; what no worker can take waits for one."""
@@ -89,6 +104,8 @@ class DataBook:
             if not workers:
                 data.pending = True
                 self._unplaced[ts.key] = ts
+                if len(self._unplaced) > len(self.state.tasks):
+                    self._unplaced = {k: t for k, t in self._unplaced.items() if t.state is WAITING}
                 continue
             data.pending = False
             data.targets = workers
@@ -106,21 +123,25 @@ class DataBook:
             allowed = [w for w in allowed if any(r in (w.name, w.address, w.host) for r in data.workers)]
         if data.copies < 0:
             return tuple(allowed)
-        allowed.sort(key=lambda w: (w.stored_bytes + planned.get(w, 0), w.number))
-        return tuple(allowed[: data.copies])
+        allowed.sort(key=lambda w: (w in data.avoided, w.stored_bytes + planned.get(w, 0), w.number))
+        return tuple(allowed[: max(1, data.copies)])
 
     def placement_failed(self, client: ClientState, op: PlacementFailed) -> None:
         """A client could not put data where it was told to."""
         self.state.note(op.address, f"client {client.name} could not put data there: {op.reason}")
-        again = []
+        again: list[TaskState] = []
+        hopeless: list[TaskState] = []
+        worker = self.state.worker_addresses.get(op.address)
         for key in op.keys:
             ts = self.state.tasks.get(key)
-            if ts is not None and ts.state is WAITING and ts.rare is not None and ts.rare.data is not None:
-                worker = self.state.worker_addresses.get(op.address)
-                if worker is not None and ts.rare.data.copies > 0 and len(self.state.workers) > 1:
-                    worker.stored_bytes += 1  # the others come first now
-                again.append(ts)
+            data = ts.rare.data if ts is not None and ts.rare is not None else None
+            if ts is None or data is None or ts.state is not WAITING or data.client is not client:
+                continue
+            if worker is not None:
+                data.avoided = (*data.avoided, worker)
+            (again if len(data.avoided) < PLACEMENTS else hopeless).append(ts)
         self.place(again)
+        self._lost_for_good(hopeless, f"its client could not put it on a worker, {PLACEMENTS} times: {op.reason}")
 
     def needed_again(self, tasks: Iterable[TaskState]) -> None:
         """Lost data: its client sends it again where it has kept the bytes; else it is gone for good."""
@@ -133,11 +154,33 @@ class DataBook:
                 self.place([ts])
             else:
                 gone.append(ts)
-        if gone:
-            doomed = list(gone)
-            for ts in doomed:
-                doomed += [t for t in ts.waiters or () if t.state is WAITING and t not in doomed]
-            self.lifecycle.give_up(doomed, "the only worker that held the data is gone", "LostDataError")
+        self._lost_for_good(gone, "the only worker that held the data is gone")
+
+    def _lost_for_good(self, gone: list[TaskState], reason: str) -> None:
+        """Data that cannot come back is given up, with the tasks that wait for it."""
+        doomed = {id(ts): ts for ts in gone}
+        stack = list(gone)
+        while stack:
+            ts = stack.pop()
+            for waiter in ts.waiters or ():
+                if waiter.state is WAITING and id(waiter) not in doomed:
+                    doomed[id(waiter)] = waiter
+                    stack.append(waiter)
+        if doomed:
+            self.lifecycle.give_up(list(doomed.values()), reason, "LostDataError")
+        for ts in gone:
+            if ts.state is WAITING and ts.rare is not None and ts.rare.data is not None:
+                ts.rare.data.gone = True  # runs that have it perhaps hold it; see `_take_back_runs`
+
+    def client_left(self, client: ClientState) -> None:
+        """Data that a client had not put anywhere yet will not come."""
+        gone = [
+            ts
+            for ts in self.state.tasks.values()
+            if ts.spec is None and ts.state is WAITING and ts.rare is not None and ts.rare.data is not None
+            if ts.rare.data.client is client
+        ]
+        self._lost_for_good(gone, f"client {client.name} left before it had put the data on a worker")
 
     def locate(self, client: ClientState, op: RequestLocations) -> None:
         """Answers where values are."""
@@ -167,10 +210,11 @@ class DataBook:
             ts = self.state.tasks.get(key)
             if ts is not None and ts.state is MEMORY:
                 self.lifecycle.add_replica(worker, ts)
-            elif ts is not None and (ts.wanted or ts.holds):
+            elif ts is not None and ts.state in (WAITING, READY, PROCESSING):
                 self._unplaced.pop(key, None)
+                if ts.rare is not None and ts.rare.data is not None:
+                    ts.rare.data.gone, ts.rare.data.avoided = False, ()
                 self.lifecycle.adopt(worker, ts, size)
-                self.lifecycle.regained.append(ts)
             else:
                 worker.outbox.drop(key)
 
@@ -179,15 +223,36 @@ class DataBook:
         holder = self.state.worker_numbers.get(op.holder)
         if holder is not None and op.reachable:
             self._not_held(holder, op.keys)
+        nowhere: list[TaskState] = []
         for key in op.keys:
             ts = self.state.tasks.get(key)
-            others = [w for w in ts.holders() if w is not holder] if ts is not None else []
-            if ts is not None and others:
+            if ts is None:
+                continue  # no task needs it any more: `CancelRuns` is on its way
+            if any(w is not holder for w in ts.holders()):
                 self.tell_location(worker, ts)
-            elif ts is not None and ts.who_has is not None:
+            elif ts.who_has is not None:
                 self._ask_again.append((self.state.now + ASK_AGAIN_S, worker, key))
             else:
-                self._awaiting.setdefault(key, set()).add(worker)
+                nowhere.append(ts)
+        self._take_back_runs(worker, nowhere)
+
+    def _take_back_runs(self, worker: WorkerState, nowhere: list[TaskState]) -> None:
+        """Runs of a worker that lack values which nobody holds: their tasks wait here for the values, or share their fate.
+
+        Left with the worker they would take the room in which the values are to be computed again.
+        """
+        if not nowhere:
+            return
+        missing = {id(ts) for ts in nowhere}
+        for run_id, task in list(worker.processing.items()):
+            if task is None or task.run_id != run_id or task.state is not PROCESSING or task.worker is not worker:
+                continue
+            if any(id(dep) in missing for dep in task.deps):
+                self.lifecycle.take_back(task)
+        self._lost_for_good(
+            [ts for ts in nowhere if ts.state is WAITING and ts.rare and ts.rare.data and ts.rare.data.gone],
+            "the only worker that held the data is gone",
+        )
 
     def tell_location(self, worker: WorkerState, ts: TaskState) -> None:
         """Says who holds a value now."""
@@ -243,21 +308,14 @@ class DataBook:
             if ts.who_has is not None:
                 self.tell_location(worker, ts)
             else:
-                self._awaiting.setdefault(key, set()).add(worker)
+                self._take_back_runs(worker, [ts])
 
     def settle(self) -> None:
-        """Before a flush: data that became needed, and whereabouts that became known."""
+        """Before a flush: data that became needed."""
         lifecycle = self.lifecycle
         while lifecycle.on_data_needed:
             needed, lifecycle.on_data_needed = lifecycle.on_data_needed, []
             self.needed_again(needed)
-        if lifecycle.regained:
-            regained, lifecycle.regained = lifecycle.regained, []
-            if self._awaiting:
-                for ts in regained:
-                    for worker in self._awaiting.pop(ts.key, ()):
-                        if worker.session in self.state.workers and ts.state is MEMORY:
-                            self.tell_location(worker, ts)
 
     def worker_joined(self) -> None:
         """Data that no worker could take may find one now."""
@@ -277,7 +335,4 @@ class DataBook:
             and worker in data.targets
         ]
         self.place(on_the_way)
-        for workers in self._awaiting.values():
-            workers.discard(worker)
-        self._awaiting = {key: workers for key, workers in self._awaiting.items() if workers}
         self._ask_again = [entry for entry in self._ask_again if entry[1] is not worker]

@@ -27,9 +27,10 @@ class Failing(Releasing):
         worker.parked.pop(run_id, None)
         worker.executing.discard(run_id)
         worker.retracting.pop(run_id, None)
+        worker.abandoned.pop(run_id, None)
         if (bucket := worker.held.pop(run_id, None)) is not None:
             bucket.give_back(worker)
-        if ts is not None:
+        if ts is not None and ts.run_id == run_id and ts.worker is worker:
             worker.load_s -= ts.estimate_s
         return ts
 

@@ -10,7 +10,6 @@ from collections.abc import Iterable, Sequence
 
 from zmqtasks.errors import RemoteProtocolError
 from zmqtasks.ids import Key
-from zmqtasks.nodes.scheduler.placement import Placement
 from zmqtasks.nodes.scheduler.recovering import Recovering
 from zmqtasks.nodes.scheduler.state import (
     ERRED,
@@ -22,7 +21,6 @@ from zmqtasks.nodes.scheduler.state import (
     WAITING,
     ClientState,
     FunctionRecord,
-    SchedulerState,
     TaskSpec,
     TaskState,
     WorkerState,
@@ -41,11 +39,6 @@ PRIORITY_LIMIT = 1 << 20
 
 class Lifecycle(Recovering):
     """All that peers do to tasks; placement does the rest (READY -> PROCESSING)."""
-
-    def __init__(self, state: SchedulerState, placement: Placement) -> None:
-        super().__init__(state, placement)
-        self.regained: list[TaskState] = []
-        """Results that are in memory again after they had been lost; workers may wait for their whereabouts."""
 
     def submit(self, client: ClientState, op: SubmitTasks) -> None:
         """New tasks; named ones may exist already."""
@@ -173,6 +166,8 @@ class Lifecycle(Recovering):
                     ts.wanted_by = None
                 else:
                     continue
+            elif ts.wanted_by is not None:
+                continue  # another client's, which this one has never wanted
             if ts.holds:
                 continue
             holder = ts.who_has
@@ -242,10 +237,12 @@ class Lifecycle(Recovering):
             ts = processing.pop(run_id, None)
             if worker.parked:
                 worker.parked.pop(run_id, None)
+            if worker.retracting:
+                worker.retracting.pop(run_id, None)
             if held and (bucket := held.pop(run_id, None)) is not None:
                 bucket.give_back(worker)
             if ts is None or ts.run_id != run_id or ts.state is not PROCESSING:
-                self._finished_unexpectedly(worker, ts, size, value)
+                self._finished_unexpectedly(worker, run_id, ts, size, value)
                 continue
             worker.load_s -= ts.estimate_s
             spec = ts.spec
@@ -268,6 +265,8 @@ class Lifecycle(Recovering):
         worker.stored_keys += finished
         self.state.counters["finished"] += finished
         self.placement.update_room(worker)
+        if offset != len(values):
+            raise RemoteProtocolError(f"TasksFinished: lengths that sum to {offset} for {len(values)} bytes of values")
 
     def _arrived(self, ts: TaskState, value: bytes | None) -> None:
         """A value has come into memory: tell who wants it, wake who waits for it, let go of what it needed."""
@@ -294,7 +293,6 @@ class Lifecycle(Recovering):
             self._let_go(ts.rare.references, stack)
             for reference in stack:
                 self.reconsider(reference)
-            self.regained.append(ts)
         if wanted is None and not ts.holds:
             self.reconsider(ts)
 
@@ -313,22 +311,29 @@ class Lifecycle(Recovering):
                 task.state = READY
                 enqueue(task)
 
-    def _finished_unexpectedly(self, worker: WorkerState, ts: TaskState | None, size: int, value: bytes | None) -> None:
+    def _finished_unexpectedly(
+        self, worker: WorkerState, run_id: int, ts: TaskState | None, size: int, value: bytes | None
+    ) -> None:
         """A run whose result nobody waits for: it was cancelled, or another attempt was made meanwhile."""
-        if ts is None or ts.state is FORGOTTEN:
-            return  # the worker was told `CancelRuns` and drops the result, or FreeKeys went with the record
-        if ts.state is MEMORY:
-            if not ts.held_by(worker):
-                worker.outbox.drop(ts.key)
-        elif ts.state in (WAITING, READY, PROCESSING):
+        if ts is not None and ts.state in (WAITING, READY, PROCESSING):
             self.adopt(worker, ts, size, value)
-        else:
-            worker.outbox.drop(ts.key)
+            return
+        # It had finished before `CancelRuns` came, if that was sent, and is kept there.
+        key = ts.key if ts is not None else worker.abandoned.pop(run_id, None)
+        if key is not None:
+            self._drop_stray(worker, key)
+
+    def _drop_stray(self, worker: WorkerState, key: Key) -> None:
+        """A worker holds a value that is not counted on, unless it has (or makes) the one of a later attempt."""
+        ts = self.state.tasks.get(key)
+        if ts is None or not (ts.held_by(worker) or ts.worker is worker):
+            worker.outbox.drop(key)
 
     def adopt(self, worker: WorkerState, ts: TaskState, size: int, value: bytes | None = None) -> None:
         """A worker holds a value that is being waited for otherwise."""
         if ts.state is PROCESSING:
             self._abandon_run(ts)
+        ts.recount = True  # inputs that it waits for still list it
         check(self.state, ts, MEMORY)
         ts.size = size
         ts.who_has = worker
@@ -356,9 +361,9 @@ class Lifecycle(Recovering):
             keys = op.references[first : first + count]
             first += count
             ts = worker.processing.get(run_id)
-            if not keys or ts is None or ts.run_id != run_id or ts.state is not PROCESSING:
+            if not keys or ts is None or ts.state not in (WAITING, READY, PROCESSING) or ts.extra().contains:
                 continue
-            contained = tuple(tasks[k] for k in keys if k in tasks)
+            contained = tuple(tasks[k] for k in keys if k in tasks and k != ts.key)
             ts.extra().contains = contained
             for inner in contained:
                 inner.holds += 1

@@ -217,6 +217,7 @@ class SchedulerMachine:
         if len(op.digests) != len(op.functions):
             raise RemoteProtocolError(f"PutFunctions: {len(op.digests)} digests for {len(op.functions)} functions")
         for digest, code in zip(op.digests, op.functions, strict=True):
+            client.functions.add(digest)
             if digest not in self.state.functions:
                 self.state.functions[digest] = FunctionRecord(digest, code)
 
@@ -322,4 +323,5 @@ class SchedulerMachine:
                     continue
                 if ts.spec is not None and ts.spec.options.idempotent and worker.lost_at is None:
                     self.state.note(ts.name, f"{worker.address} did not give it back in time; another attempt is made")
+                    worker.load_s -= ts.estimate_s
                     self.lifecycle.requeue(ts)

@@ -98,6 +98,8 @@ class Membership:
             del state.worker_instances[worker.instance]
         if state.worker_addresses.get(worker.address) is worker:
             del state.worker_addresses[worker.address]
+        for other in state.workers.values():
+            other.known_peers.discard(worker.number)
         self.departed.append(worker.session)
         state.lost.pop(worker, None)
         state.retracting.pop(worker, None)
@@ -194,6 +196,15 @@ class Membership:
             if ts.wanted_by is client or (isinstance(ts.wanted_by, set) and client in ts.wanted_by)
         ]
         self.lifecycle.release(client, mine)
+        self.data.client_left(client)
+        self._forget_functions(client)
+
+    def _forget_functions(self, client: ClientState) -> None:
+        """Functions that only this client had sent, and of which no task is left."""
+        kept = {ts.spec.function.digest for ts in self.state.tasks.values() if ts.spec is not None}
+        kept.update(*(other.functions for other in self.state.clients.values()))
+        for digest in client.functions - kept:
+            self.state.functions.pop(digest, None)
 
     # --- links ------------------------------------------------------------------------------------------------------
 
@@ -220,6 +231,7 @@ class Membership:
         self.state.lost.pop(member, None)
         if isinstance(member, WorkerState):
             self.placement.add_worker(member)
+            self.data.worker_joined()
 
     def session_ended(self, session: bytes, error: str | None) -> None:
         """A peer said goodbye (None), or its session can't be resumed; neither says that its tasks are to blame."""

@@ -44,6 +44,11 @@ class Recovering(Failing):
         check(self.state, ts, WAITING)
         self.wait_for(ts, missing)
 
+    def take_back(self, ts: TaskState) -> None:
+        """PROCESSING -> READY or WAITING: its run is cancelled, for another attempt."""
+        self._abandon_run(ts)
+        self.requeue(ts)
+
     def wait_again(self, ts: TaskState, missing: list[TaskState]) -> None:
         """READY or WAITING -> WAITING: inputs that were in memory are about to be lost (the caller then calls `lose`)."""
         if ts.state is READY:
@@ -59,42 +64,47 @@ class Recovering(Failing):
         """A task that has become WAITING waits for these inputs, which were in memory and got lost meanwhile."""
         ts.waiting_on = len(missing)
         for dep in missing:
+            if dep.state is ERRED:
+                continue
             if dep.waiters is None:
                 dep.waiters = []
             dep.waiters.append(ts)
-            if dep.state is RELEASED:
-                self.revive(dep)
-        failed = next((dep for dep in missing if dep.state is ERRED), None)
-        if failed is not None and failed.rare is not None and failed.rare.error is not None:
+        self._revive_inputs(ts, [dep for dep in missing if dep.state is RELEASED])
+
+    def _revive_inputs(self, ts: TaskState, released: list[TaskState]) -> None:
+        """Has the released inputs of a task that waits computed; it fails when one of its inputs has failed."""
+        for dep in released:
+            self.revive(dep)
+        failed = next((dep for dep in ts.deps if dep.state is ERRED), None)
+        if failed is not None and ts.state is WAITING:
+            assert failed.rare is not None
+            assert failed.rare.error is not None
             self.fail([ts], failed.rare.error)
 
     def _plan(self, ts: TaskState) -> None:
         """Takes up the inputs of a new (WAITING) or revived task; it becomes READY, stays WAITING, or fails at once."""
-        waiting, failed = 0, None
+        waiting, failed = 0, False
+        released: list[TaskState] | None = None
         for dep in ts.deps:
             dep.holds += 1
             if dep.state is MEMORY:
                 continue
-            if dep.state is ERRED:
-                failed = dep
-                continue
             waiting += 1
+            if dep.state is ERRED:
+                failed = True
+                continue
             if dep.waiters is None:
                 dep.waiters = [ts]
             else:
                 dep.waiters.append(ts)
             if dep.state is RELEASED:
-                self.revive(dep)
-                if dep.state is ERRED:
-                    failed = dep
+                released = [dep] if released is None else [*released, dep]
         if ts.rare is not None:
             for reference in ts.rare.references:
                 reference.holds += 1
         ts.waiting_on = waiting
-        if failed is not None:
-            assert failed.rare is not None
-            assert failed.rare.error is not None
-            self.fail([ts], failed.rare.error)
+        if failed or released is not None:
+            self._revive_inputs(ts, released or [])  # last: all inputs are held by now
         elif not waiting:
             if ts.state is not READY:
                 check(self.state, ts, READY)
@@ -143,17 +153,20 @@ class Recovering(Failing):
     def lose(self, tasks: list[TaskState]) -> None:
         """The last replicas of these values are gone: compute again what is needed."""
         told: dict[ClientState, list[Key]] = {}
+        inner: list[TaskState] = []
         for ts in tasks:
             self._drop_inline(ts)
             ts.who_has = None
             check(self.state, ts, RELEASED)
+            self._drop_contained(ts, inner)
             for client in ts.wanters():
                 told.setdefault(client, []).append(ts.key)
         for client, keys in told.items():
             client.outbox.add(KeysRecomputing(keys))
         for ts in tasks:
             if ts.state is RELEASED and (ts.wanted_by is not None or ts.holds):
-                ts.extra()  # marks it: workers may wait to hear where it is (see `regained`)
                 self.revive(ts)
             else:
                 self.reconsider(ts)
+        for ts in inner:
+            self.reconsider(ts)

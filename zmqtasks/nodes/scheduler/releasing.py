@@ -56,6 +56,9 @@ class Releasing:
             worker.stored_bytes -= ts.size
         ts.who_has = None
         self._drop_inline(ts)
+        self._drop_contained(ts, stack)
+
+    def _drop_contained(self, ts: TaskState, stack: list[TaskState]) -> None:
         if ts.rare is not None and ts.rare.contains:
             contained, ts.rare.contains = ts.rare.contains, ()
             self._let_go(contained, stack)
@@ -71,6 +74,7 @@ class Releasing:
             self._abandon_run(ts)
         elif ts.state is WAITING:
             ts.recount = True
+        ts.waiters = None  # nothing waits for what nobody needs: these have been stopped before
         check(self.state, ts, RELEASED)
         self._let_go(ts.deps, stack)
         if ts.rare is not None:
@@ -81,6 +85,7 @@ class Releasing:
         assert worker is not None
         if worker.processing.get(ts.run_id) is ts:
             worker.processing[ts.run_id] = None
+            worker.abandoned[ts.run_id] = ts.key
             worker.load_s -= ts.estimate_s
             worker.outbox.add(CancelRuns([ts.run_id]))
             self.placement.update_room(worker)
@@ -104,4 +109,5 @@ class Releasing:
         if rare is not None and rare.data is not None and rare.data.retained:
             rare.data.client.outbox.add(DropData([ts.key]))
         ts.deps = ()
+        ts.args = b""  # a queue may keep the record for a while
         ts.waiters = ts.rare = ts.worker = None

@@ -77,6 +77,10 @@ class DataInfo(msgspec.Struct, gc=False, eq=False):
     """No worker has been named to the client yet."""
     targets: tuple[WorkerState, ...] = ()
     """Where the client was told to put it."""
+    avoided: tuple[WorkerState, ...] = ()
+    """Where the client could not put it."""
+    gone: bool = False
+    """It got lost, and nobody can give it again."""
 
 
 class RareInfo(msgspec.Struct, gc=False, eq=False):
@@ -169,6 +173,8 @@ class ClientState:
         self.host = host
         self.pid = pid
         self.outbox = ClientOutbox(session, dirty)
+        self.functions: set[bytes] = set()
+        """Digests of those that it has sent."""
         self.congested = False
         """It reads slowly: only notices of results go to it, no values."""
         self.lost_at: float | None = None
@@ -221,6 +227,8 @@ class WorkerState:
         self.outbox = WorkerOutbox(session, dirty, lazy)
         self.processing: dict[int, TaskState | None] = {}
         """Runs that it has not answered; None where the result is not wanted any more."""
+        self.abandoned: dict[int, Key] = {}
+        """The keys of runs in `processing` whose result is not wanted any more."""
         self.load_s = 0.0
         """Estimated work in `processing`."""
         self.held: dict[int, Bucket] = {}

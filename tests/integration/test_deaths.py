@@ -64,8 +64,8 @@ def test_a_graph_of_50_000_tasks_survives_a_kill_every_second(protocol):
         def kill():
             until = time.monotonic() + 30
             while time.monotonic() < until and not done.wait(1.0):
-                pid = rng.choice([*pids(client).values(), None])
-                if pid is not None:
+                if alive := list(pids(client).values()):
+                    pid = rng.choice(alive)
                     try:
                         os.kill(pid, signal.SIGKILL)
                     except ProcessLookupError:

@@ -56,6 +56,55 @@ def test_exceptions_that_cannot_be_pickled_are_told(client: Client) -> None:
         client.submit(tasks.fail_oddly).result(10)
 
 
+def chained(explicitly: bool) -> None:
+    class LocalError(Exception):
+        """Is gone where this test's classes are not: travels by value."""
+
+    try:
+        try:
+            tasks.fail("first")
+        except ValueError as exc:
+            raise LocalError("second") from exc
+    except LocalError as exc:
+        if explicitly:
+            raise RuntimeError("third") from exc
+        raise RuntimeError("third")  # noqa: B904 - the context is what is tested
+
+
+@pytest.mark.parametrize("explicitly", [True, False])
+def test_what_went_before_comes_along(client: Client, explicitly: bool) -> None:
+    exc = client.submit(chained, explicitly).exception(10)
+    assert exc is not None
+    second = exc.__cause__ if explicitly else exc.__context__
+    assert second is not None
+    assert str(second) == "second"
+    assert type(second.__cause__) is ValueError
+    shown = "".join(traceback.format_exception(exc))
+    assert shown.index("first") < shown.index("second") < shown.index("third")
+    assert "_inner" in shown  # the traceback of the first
+
+
+def test_a_cause_that_cannot_be_pickled_has_a_stand_in() -> None:
+    class Odd(Exception):
+        def __reduce__(self) -> str:
+            raise TypeError("not me")
+
+    error = RuntimeError("outer")
+    error.__cause__ = Odd("inner")
+    exc = error_to_exception(ErrorInfo("exception", "RuntimeError: outer", describe_exception(error)[1]))
+    assert type(exc) is RuntimeError
+    assert "Odd: inner (a stand-in" in str(exc.__cause__)
+
+
+def test_causes_in_a_circle_end() -> None:
+    first, second = ValueError("first"), ValueError("second")
+    first.__cause__, second.__cause__ = second, first
+    exc = error_to_exception(ErrorInfo("exception", "ValueError: first", describe_exception(first)[1]))
+    assert str(exc.__cause__) == "second"
+    assert exc.__cause__ is not None
+    assert exc.__cause__.__cause__ is None
+
+
 def caught_error() -> ValueError:
     try:
         tasks.fail("text")
@@ -65,7 +114,7 @@ def caught_error() -> ValueError:
 
 
 def test_without_frames_the_text_is_the_cause() -> None:
-    payload = serialize_inline((ValueError("text"), b"not a pickled traceback"))
+    payload = serialize_inline((ValueError("text"), b"not a pickled traceback", []))
     exc = error_to_exception(ErrorInfo("exception", "ValueError: text", payload, "Traceback: the text"))
     assert isinstance(exc, ValueError)
     assert isinstance(exc.__cause__, RemoteTraceback)

@@ -60,7 +60,8 @@ class ErrorInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
     text: str
     """`ValueError: message`, or the message of the scheduler's error."""
     payload: bytes = b""
-    """Inline payload of the tuple (exception, pickled traceback or None); empty when the scheduler made the error."""
+    """Inline payload of (exception, pickled traceback or None, links to causes and contexts); empty when the scheduler made
+    the error."""
     traceback_text: str = ""
     key: Key = 0
     """The task that failed first; others fail because they depend on it."""
@@ -351,7 +352,7 @@ class RunFinished(Op, tag=48):
     worker: str
     """Its address; empty in the last answer, which has no result and only closes the list."""
     result: bytes = b""
-    """Inline payload of the result, or of (exception, pickled traceback) when `erred`."""
+    """Inline payload of the result, or as the payload of an `ErrorInfo` when `erred`."""
     erred: bool = False
     error: str = ""
     """Set when there is no result at all (the worker left)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 from collections.abc import Awaitable, Generator
@@ -16,7 +17,7 @@ from zmqtasks.errors import ConfigError
 from zmqtasks.fetching import in_async_task, parse_timeout
 from zmqtasks.nodes.client.loop import shared_loop
 from zmqtasks.nodes.client.node import ClientNode
-from zmqtasks.security import Security
+from zmqtasks.security import Security, default_key_path, wait_for_key
 from zmqtasks.submission import Submitter
 
 if TYPE_CHECKING:
@@ -82,8 +83,11 @@ class Connection(ClusterView):
         if self._address is None and self._scheduler_file is None:
             self._owned_cluster = self.cluster = await _local_cluster(asynchronous=True, **self._cluster_options)
             self._address = self.cluster
-        address, security = self._find_scheduler()
         try:
+            if self._timeout_s:  # files may have to be waited for
+                address, security = await asyncio.to_thread(self._find_scheduler)
+            else:
+                address, security = self._find_scheduler()
             node = self._make_node(address, security, None)
             await node.start(self._timeout_s or 0.0)
         except BaseException:
@@ -107,8 +111,8 @@ class Connection(ClusterView):
         if target is None:
             self._owned_cluster = self.cluster = target = _local_cluster(**self._cluster_options)
         if isinstance(target, str):
-            default = Security.none if target.startswith("inproc:") else Security.default
-            return target, security or default()
+            target = target if "://" in target else f"tcp://{target}"
+            return target, security or self._default_security(target)
         address = getattr(target, "scheduler_address", None)
         if not isinstance(address, str):
             raise ConfigError(
@@ -116,6 +120,13 @@ class Connection(ClusterView):
             )
         self.cluster = target
         return address, security or getattr(target, "security", None) or Security.default()
+
+    def _default_security(self, address: str) -> Security:
+        if address.startswith("inproc:"):
+            return Security.none()
+        if self._timeout_s:  # a scheduler that starts at the same time makes the key first
+            return Security(wait_for_key(default_key_path(), self._timeout_s))
+        return Security.default()
 
     def _make_node(self, address: str, security: Security, loop_thread: Any) -> ClientNode:
         config = self._config
@@ -127,7 +138,8 @@ class Connection(ClusterView):
             config=config,
             name=self._name,
             loop_thread=loop_thread,
-            shows_output=self._shows_output,
+            # What tasks print in this process is on its terminal already.
+            shows_output=self._shows_output and not address.startswith("inproc:"),
         )
 
     def _connected(self, node: ClientNode) -> None:

@@ -37,6 +37,9 @@ class ClientExecutor(concurrent.futures.Executor):
         self._running: weakref.WeakSet[_ExecutorFuture] = weakref.WeakSet()
         self._mapped: weakref.WeakSet[Future[Any]] = weakref.WeakSet()
 
+    def __repr__(self) -> str:
+        return f"<ClientExecutor of {self._client!r}>"
+
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         """Runs `fn(*args, **kwargs)` on a worker. Raises RuntimeError after `shutdown`.
 

@@ -127,7 +127,7 @@ def wait_settled(futures: Sequence[Future[Any]], timeout: Any = None, eager: boo
             if not settled or countdown.remaining:
                 _unregister(countdown, node, states)
         if not settled:
-            raise timed_out(_still_pending(futures), deadline.limit_s)
+            raise timed_out(_still_pending(futures), deadline.limit_s, node)
 
 
 def _wait_for_one(state: FutureState) -> None:
@@ -161,7 +161,7 @@ async def wait_settled_async(futures: Sequence[Future[Any]], timeout: Any = None
             if not settled or countdown.remaining:
                 _unregister(countdown, node, states)
         if not settled:
-            raise timed_out(_still_pending(futures), deadline.limit_s)
+            raise timed_out(_still_pending(futures), deadline.limit_s, node)
 
 
 def _still_pending(futures: Sequence[Future[Any]]) -> str:
@@ -293,7 +293,7 @@ def gather(futures: Sequence[Future[Any]], errors: str, timeout: Any = None) -> 
                 with task_waiting():
                     payloads.update(run_on(node, fetch(node, states), deadline.remaining_s()))
             except TimeoutError:
-                raise timed_out(f"{len(states)} results could not be fetched", deadline.limit_s) from None
+                raise timed_out(f"{len(states)} results could not be fetched", deadline.limit_s, node) from None
 
 
 async def gather_async(futures: Sequence[Future[Any]], errors: str, timeout: Any = None) -> list[Any]:
@@ -313,4 +313,4 @@ async def gather_async(futures: Sequence[Future[Any]], errors: str, timeout: Any
                     async with asyncio.timeout(deadline.remaining_s()):
                         payloads.update(await await_on(node, fetch(node, states)))
             except TimeoutError:
-                raise timed_out(f"{len(states)} results could not be fetched", deadline.limit_s) from None
+                raise timed_out(f"{len(states)} results could not be fetched", deadline.limit_s, node) from None

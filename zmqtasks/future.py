@@ -245,7 +245,7 @@ class Future(Generic[T]):
         if state.status is ERROR and isinstance(value, ErrorInfo):
             return error_to_exception(value)
         if state.status in (CANCELLED, LOST) and isinstance(value, Fault):
-            return fault_to_exception(value)
+            return fault_to_exception(value, str(self.key))
         return None
 
 
@@ -262,8 +262,8 @@ def rebuild_future(key: int | str, name: str) -> Future[Any]:
     return Future(client._want(key, name))
 
 
-def timed_out(what: str, timeout_s: float | None) -> TaskTimeoutError:
+def timed_out(what: str, timeout_s: float | None, node: ClientNode) -> TaskTimeoutError:
     """The error for a wait that ran out of time."""
-    return TaskTimeoutError(
-        f"{what} within {timeout_s:g} s; it goes on" if timeout_s is not None else f"{what} in time"
-    )
+    within = "in time" if timeout_s is None else f"within {timeout_s:g} s"
+    rest = "it goes on" if node.cluster.workers else "the cluster has no workers"
+    return TaskTimeoutError(f"{what} {within}; {rest}")

@@ -11,7 +11,8 @@ from zmqtasks import fetching
 from zmqtasks.errors import CancelledError, ConfigError, TaskTimeoutError
 from zmqtasks.fetching import Deadline, task_waiting
 from zmqtasks.future import Future
-from zmqtasks.nodes.client.state import CANCELLED, FINISHED, LOST, PENDING, FutureState
+from zmqtasks.nodes.client.failures import own_error
+from zmqtasks.nodes.client.state import CANCELLED, FINISHED, LOST, PENDING, Fault, FutureState
 from zmqtasks.nodes.client.waiters import Feed, LoopQueue, ThreadQueue, add_waiter
 
 if TYPE_CHECKING:
@@ -89,8 +90,11 @@ async def _wait_async(futures: list[Future[Any]], timeout: Any, return_when: str
 def _sorted(futures: list[Future[Any]]) -> DoneAndNotDoneFutures:
     gone = [future for future in futures if future._state.status in (CANCELLED, LOST)]
     if gone:
-        reasons = {str(future._error()) for future in gone}
-        raise CancelledError(f"{len(gone)} of {len(futures)} futures will not come true: {'; '.join(sorted(reasons))}")
+        faults = {fault for future in gone if isinstance(fault := future._state.value, Fault)}
+        reasons = "; ".join(sorted({fault.reason for fault in faults}))
+        # All for one reason, as a lost scheduler: that reason's own error.
+        kind = faults.pop().kind if len(faults) == 1 else "CancelledError"
+        raise own_error(kind)(f"{len(gone)} of {len(futures)} futures will not come true: {reasons}")
     done = {future for future in futures if future._state.status is not PENDING}
     return DoneAndNotDoneFutures(done, set(futures) - done)
 

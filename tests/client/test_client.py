@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import pickle
 import threading
 import time
@@ -14,6 +15,7 @@ import client_tasks as tasks
 import numpy as np
 import pytest
 
+import zmqtasks
 from zmqtasks import (
     CancelledError,
     Client,
@@ -346,8 +348,7 @@ def test_refused_arguments(client: Client) -> None:
 # Beginning and end
 
 
-def test_repr_never_asks(client: Client, cluster: LocalCluster, eventually: Eventually) -> None:
-    eventually(lambda: client._node.cluster.workers == 2)
+def test_repr_never_asks(client: Client, cluster: LocalCluster) -> None:
     assert repr(client).startswith(f"<Client: '{cluster.scheduler_address}' workers=2 threads=4 memory=")
     assert "<table>" in client._repr_html_()
 
@@ -385,7 +386,7 @@ def test_closing_wakes_who_waits(cluster: LocalCluster, tmp_path: Path, eventual
     eventually(lambda: future._state.waiters)
     client.close()
     thread.join(10)
-    assert seen == ["the client was closed"]
+    assert seen == [f"{future.key}: the client was closed"]
     (tmp_path / "go").touch()
 
 
@@ -427,6 +428,41 @@ def test_a_client_waits_for_its_scheduler(tmp_path: Path) -> None:
         write_scheduler_file(path, SchedulerFile(cluster.scheduler_address, key=key.hex()))
         thread.join(20)
         assert made == [cluster.scheduler_address]
+
+
+def test_a_client_waits_for_the_key_and_needs_no_scheme(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, made = tmp_path / "cluster.key", tmp_path / "made"
+    monkeypatch.setenv("ZMQTASKS_KEY_FILE", str(path))
+    connected: list[str] = []
+    with LocalCluster(n_workers=0, protocol="tcp") as cluster:
+
+        def connect() -> None:
+            address = cluster.scheduler_address.removeprefix("tcp://")
+            with Client(address, timeout=20, set_as_default=False) as client:
+                connected.append(client.address)
+
+        thread = threading.Thread(target=connect)
+        thread.start()
+        assert cluster.security.key is not None
+        made.touch(0o600)
+        made.write_text(cluster.security.key.hex())
+        made.rename(path)
+        thread.join(20)
+        assert connected == [cluster.scheduler_address]
+
+
+def test_what_tasks_print_in_this_process_appears_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Client(processes=False, threads_per_worker=1) as client:
+        client.submit(zmqtasks.print, "a line").result(10)
+        client.run(os.getpid)  # what the task sent has come by now
+    assert capsys.readouterr().out == "a line\n"
+
+
+def test_running_out_of_time_without_workers_says_so() -> None:
+    with LocalCluster(n_workers=0, processes=False) as cluster, Client(cluster) as client:
+        future = client.submit(pow, 2, 3)
+        with pytest.raises(TaskTimeoutError, match="no workers"):
+            future.result(timeout=0.01)
 
 
 def test_a_client_owns_the_cluster_it_makes() -> None:

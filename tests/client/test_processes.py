@@ -13,7 +13,7 @@ from pathlib import Path
 import client_tasks as tasks
 import pytest
 
-from zmqtasks import Client, Config, LocalCluster
+from zmqtasks import Client, Config, LocalCluster, wait
 from zmqtasks.errors import SchedulerLostError
 
 Eventually = Callable[[Callable[[], object]], None]
@@ -114,6 +114,8 @@ def test_a_killed_scheduler_ends_all_waits(tmp_path: Path) -> None:
         with pytest.raises(SchedulerLostError, match="is gone"):
             future.result(20)
         assert future.status == "lost"
+        with pytest.raises(SchedulerLostError, match="is gone"):
+            wait([done, future])
         assert done.result() == 8
         with pytest.raises(SchedulerLostError):
             client.submit(pow, 2, 3)

@@ -58,7 +58,7 @@ def parse_memory_limit(limit: str | float | None, nthreads: int = 1, n_workers: 
         return 0
     if isinstance(limit, str):
         if limit.strip().lower() == "auto":
-            share = min(1.0, max(nthreads / available_cpus(), 1e-9), 1 / n_workers)
+            share = min(1.0, max(nthreads / available_cpus(), 1e-9), 1 / max(1, n_workers))
             return int(available_memory_bytes() * share)
         limit = _parse_size(limit)
     if not math.isfinite(limit) or limit < 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 
 from zmqtasks import errors
-from zmqtasks.errors import DeserializationError, ZmqTasksError
+from zmqtasks.errors import CancelledError, DeserializationError, ZmqTasksError
 from zmqtasks.nodes.client.state import Fault
 from zmqtasks.protocol.failures import load_exception
 from zmqtasks.protocol.ops import ErrorInfo
@@ -22,9 +22,11 @@ class RemoteTraceback(Exception):
         return f'\n"""\n{self.text.rstrip()}\n"""'
 
 
-def fault_to_exception(fault: Fault) -> BaseException:
-    """What a cancelled or lost future raises."""
-    return _own_error(fault.kind)(fault.reason)
+def fault_to_exception(fault: Fault, name: str) -> BaseException:
+    """What the cancelled or lost future `name` raises."""
+    if fault.kind == "CancelledError":  # others name what is lost
+        return CancelledError(f"{name}: {fault.reason}")
+    return own_error(fault.kind)(fault.reason)
 
 
 def error_to_exception(info: ErrorInfo) -> BaseException:
@@ -34,7 +36,7 @@ def error_to_exception(info: ErrorInfo) -> BaseException:
     traceback's text is its `__cause__`.
     """
     if not info.payload:
-        return _with_text(_own_error(info.kind)(info.text), info)
+        return _with_text(own_error(info.kind)(info.text), info)
     try:
         exc, traceback = load_exception(info.payload)
     except DeserializationError as why:
@@ -52,7 +54,8 @@ def _with_text(error: BaseException, info: ErrorInfo) -> BaseException:
     return error
 
 
-def _own_error(kind: str) -> type[BaseException]:
+def own_error(kind: str) -> type[BaseException]:
+    """The class in `zmqtasks.errors` of that name, or else their common base."""
     found = getattr(errors, kind, None)
     if isinstance(found, type) and issubclass(found, (ZmqTasksError, concurrent.futures.CancelledError)):
         return found

@@ -57,6 +57,10 @@ COLLECT_S = 0.02
 
 BACKLOG_POLL_S = 0.002
 RECONNECT_PAUSE_S = 0.1
+FIRST_NEWS_S = 2.0
+"""How long connecting waits for the size of the cluster, which comes right after the welcome."""
+LINK_WARNING_S = 1.0
+"""A link that is back by then is no news for the user."""
 
 ALONE_S = 0.0003
 """What is submitted at least so long after the last is sent at once; more often, and batches cost less."""
@@ -64,6 +68,8 @@ COLLECT_AT_ONCE = 1_000
 """Dropped futures that are worth a message of their own when something arrives."""
 PER_TASK_BYTES = 16
 """About what a task takes in a message beside its arguments."""
+
+_NOT_KNOWN = ClusterChanged(0, 0, 0)
 
 
 class QueryError(ZmqTasksError):
@@ -94,7 +100,7 @@ class ClientNode:
         self.dropped = self.machine.dropped
         self.asleep = True
         """Nobody looks for dropped futures at the moment: whoever drops one has to wake the loop."""
-        self.cluster = ClusterChanged(0, 0, 0)
+        self.cluster = _NOT_KNOWN
         self.channel: Channel | None = None
         self.ended = False
         self.error: ZmqTasksError | None = None
@@ -107,6 +113,7 @@ class ClientNode:
         self._placements: dict[asyncio.Task[None], frozenset[Key]] = {}
         self._cluster_waiters: set[asyncio.Future[None]] = set()
         self._link_lost_at = 0.0
+        self._link_warning: asyncio.TimerHandle | None = None
         self._kept: set[asyncio.Task[Any]] = set()
         self.client: Any = None
         """The `Client` around this node."""
@@ -147,6 +154,12 @@ class ClientNode:
         for warning in welcome.warnings:
             logger.warning("%s: %s", self.address, warning)
         loops.on_fork(self)
+        try:
+            async with asyncio.timeout(FIRST_NEWS_S):
+                while self.cluster is _NOT_KNOWN and not self.ended:
+                    await self._next_cluster_news()
+        except TimeoutError:  # nobody has to know how large the cluster is
+            pass
 
     async def close(self, reason: str = "") -> None:
         """Says goodbye; pending futures are cancelled. Closing again does nothing."""
@@ -310,11 +323,27 @@ class ClientNode:
 
     def link_lost(self, channel: Channel, error: Exception) -> None:
         self._link_lost_at = time.monotonic()
-        logger.debug("lost the link to the scheduler at %s: %s", self.address, error)
+        self._link_warning = self.loop.call_later(LINK_WARNING_S, self._warn_of_lost_link, error)
+
+    def _warn_of_lost_link(self, error: Exception) -> None:
+        self._link_warning = None
+        if not self.ended:
+            limit_s = self.config.grace_s
+            logger.warning("no link to the scheduler at %s, dialling for %g s: %s", self.address, limit_s, error)
 
     def link_resumed(self, channel: Channel) -> None:
         after_s = time.monotonic() - self._link_lost_at
-        logger.info("the link to the scheduler at %s is back after %.1f s; nothing was lost", self.address, after_s)
+        warned = self._link_warning is None
+        self._stop_link_warning()
+        level = logging.WARNING if warned else logging.INFO
+        logger.log(
+            level, "the link to the scheduler at %s is back after %.1f s; nothing was lost", self.address, after_s
+        )
+
+    def _stop_link_warning(self) -> None:
+        if self._link_warning is not None:
+            self._link_warning.cancel()
+            self._link_warning = None
 
     def channel_ended(self, channel: Channel, error: Exception | None) -> None:
         if not self.ended:
@@ -331,6 +360,7 @@ class ClientNode:
             return
         self.ended = True
         self.error = error
+        self._stop_link_warning()
         self.asleep = False
         with self.lock:
             self.machine.end(kind, reason)
@@ -435,13 +465,16 @@ class ClientNode:
 
     async def wait_cluster_changed(self) -> None:
         """Returns with the next change of the cluster's size, or the end of this node."""
+        await self._next_cluster_news()
+        self.check_usable()
+
+    async def _next_cluster_news(self) -> None:
         waiter: asyncio.Future[None] = self.loop.create_future()
         self._cluster_waiters.add(waiter)
         try:
             await waiter
         finally:
             self._cluster_waiters.discard(waiter)
-        self.check_usable()
 
     # Data of this client on its way to workers
 

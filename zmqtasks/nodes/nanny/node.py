@@ -116,7 +116,8 @@ class NannyNode:
             worker.connect(self._address)
         if self.memory_limit_bytes:
             self._watch_memory()
-        await self._all_ready
+        if self.n_workers:  # a cluster may start without
+            await self._all_ready
 
     async def finished(self) -> Exception | None:
         """Waits until the nanny has been told to end, or nothing is left for it to do; gives the error of the latter."""

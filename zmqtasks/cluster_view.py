@@ -8,7 +8,7 @@ import sys
 from collections.abc import Coroutine, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from zmqtasks.errors import ConfigError, TaskTimeoutError, ZmqTasksError
+from zmqtasks.errors import ConfigError, NoWorkerError, TaskTimeoutError, ZmqTasksError
 from zmqtasks.fetching import await_on, parse_timeout, run_on, task_waiting
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
@@ -183,7 +183,11 @@ class ClusterView:
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], workers: Any, nanny: bool, on_error: str
     ) -> dict[str, Any]:
         data = serialize_inline((function, args, kwargs))
-        answers = await self._node.run(data, worker_names(workers), nanny)
+        names = worker_names(workers)
+        answers = await self._node.run(data, names, nanny)
+        if names and not answers:
+            what = "nanny" if nanny else "worker"
+            raise NoWorkerError(f"no {what} is called {' or '.join(names)}: client.nthreads() has the addresses")
         results: dict[str, Any] = {}
         for answer in answers:
             error = _error_of(answer)

@@ -49,7 +49,7 @@ class Prepared:
 def prepare(node: ClientNode, data: Any, hashed: bool) -> Prepared:
     """Serializes data in the caller's thread."""
     node.check_usable()
-    if isinstance(data, Iterator):
+    if isinstance(data, (Iterator, range)):
         data = list(data)
     shape = data if isinstance(data, (dict, list, tuple, set, frozenset)) else None
     items = list(data.values()) if isinstance(data, dict) else [data] if shape is None else list(data)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from zmqtasks import Client, TaskTimeoutError
-from zmqtasks.errors import ConfigError, KeyConflictError
+from zmqtasks.errors import ConfigError, KeyConflictError, NoWorkerError
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -27,6 +27,7 @@ def test_scatter(client: Client) -> None:
     assert client.gather(client.scatter([1, 2])) == [1, 2]
     assert client.gather(client.scatter((1, 2))) == (1, 2)
     assert client.gather(client.scatter(iter([1, 2]))) == [1, 2]
+    assert client.gather(client.scatter(range(2))) == [0, 1]
     named = client.scatter({"x": 1, ("y", 2): 2})
     assert {name: future.key for name, future in named.items()} == {"x": "x", ("y", 2): ("y", 2)}
     assert client.gather(named) == {"x": 1, ("y", 2): 2}
@@ -93,6 +94,8 @@ def test_run(client: Client) -> None:
     assert {type(exc) for exc in returned.values()} == {ValueError}
     assert client.run(tasks.fail, on_error="ignore") == {}
     assert client.run(os.getpid, wait=False) is None
+    with pytest.raises(NoWorkerError, match="no worker is called nobody"):
+        client.run(os.getpid, workers="nobody")
     with pytest.raises(AttributeError, match=r"use Client\.run"):
         _ = client.run_on_scheduler
 

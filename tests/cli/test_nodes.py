@@ -72,6 +72,13 @@ def test_nobody_there():
         assert "Traceback" not in done.stderr
 
 
+def test_waiting_for_the_key_is_told(tmp_path):
+    with Shell("worker", "tcp://127.0.0.1:1", "--key-file", str(tmp_path / "missing.key")) as worker:
+        worker.wait_for("waiting up to 30 s for .*missing.key")
+        worker.send(signal.SIGINT)
+        assert worker.process.wait(30) == 130
+
+
 def test_a_port_that_is_taken():
     scheduler, address = start_scheduler()
     with scheduler:

@@ -56,6 +56,7 @@ def find_scheduler(
     """The scheduler that ADDRESS or --scheduler-file names; files that are not there yet are waited for."""
     content: SchedulerFile | None = None
     if scheduler_file:
+        _announce_wait(Path(scheduler_file).expanduser(), wait_s)
         content = wait_scheduler_file(scheduler_file, wait_s)
         address = address or content.address
     if not address:
@@ -64,7 +65,14 @@ def find_scheduler(
         address = f"tcp://{address}"
     if content and content.key and not key_file:
         return Target(address, Security(ClusterKey.from_hex(content.key)))
-    return Target(address, Security(wait_for_key(key_file or default_key_path(), wait_s)))
+    key_path = Path(key_file or default_key_path())
+    _announce_wait(key_path, wait_s)
+    return Target(address, Security(wait_for_key(key_path, wait_s)))
+
+
+def _announce_wait(path: Path, wait_s: float) -> None:
+    if wait_s and not path.exists():
+        click.echo(f"zmqtasks: waiting up to {wait_s:g} s for {path}, which the scheduler writes", err=True)
 
 
 def scheduler_security(key_file: str | None) -> Security:

@@ -17,6 +17,8 @@ from zmqtasks.protocol.ops import (
     RunFunction,
 )
 
+LONGEST_RESTART_S = 86400.0
+
 
 class _Call:
     """One `RunFunction`, until every worker has answered."""
@@ -24,7 +26,8 @@ class _Call:
     def __init__(self, client: ClientState, request: int) -> None:
         self.client = client
         self.request = request
-        self.open: set[str] = set()
+        self.open: dict[bytes, str] = {}
+        """Who has not answered: names by session, as another process may come to the same address."""
 
 
 class _Restart:
@@ -63,17 +66,16 @@ class Errands:
             every = self.state.workers.values()
             targets = [w for w in every if not op.workers or {w.address, w.name, w.host} & set(op.workers)]
         for target in targets:
-            call.open.add(target.name if isinstance(target, NannyState) else target.address)
+            call.open[target.session] = target.name if isinstance(target, NannyState) else target.address
             target.outbox.add(CallFunction(number, op.function))
         self._calls[number] = call
         self._close_if_done(number)
 
-    def call_finished(self, who: str, op: CallFinished) -> None:
-        """A worker's answer."""
+    def call_finished(self, session: bytes, op: CallFinished) -> None:
+        """A worker's or nanny's answer."""
         call = self._calls.get(op.call)
-        if call is None or who not in call.open:
+        if call is None or (who := call.open.pop(session, None)) is None:
             return
-        call.open.discard(who)
         call.client.outbox.add(RunFinished(call.request, who, op.result, op.erred))
         self._close_if_done(op.call)
 
@@ -84,10 +86,13 @@ class Errands:
             call.client.outbox.add(RunFinished(call.request, ""))
 
     def _drop_gone(self) -> None:
-        present = set(self.state.worker_addresses) | {n.name for n in self.state.nannies.values()}
+        present = self.state.workers.keys() | {n.session for n in self.state.nannies.values()}
         for number, call in list(self._calls.items()):
-            for gone in call.open - present:
-                call.open.discard(gone)
+            if call.client.session not in self.state.clients:
+                del self._calls[number]
+                continue
+            for session in call.open.keys() - present:
+                gone = call.open.pop(session)
                 call.client.outbox.add(RunFinished(call.request, gone, error=f"{gone} left before it answered"))
             self._close_if_done(number)
 
@@ -97,7 +102,7 @@ class Errands:
         """Cancels all tasks, forgets all data, and has the nannies start new worker processes."""
         self.lifecycle.give_up(list(self.state.tasks.values()), "the cluster was restarted", "CancelledError")
         watched = {w.instance for w in self.state.workers.values() if w.nanny in self.state.nannies}
-        until = self.state.now + op.timeout_s
+        until = self.state.now + (op.timeout_s if 0 <= op.timeout_s < LONGEST_RESTART_S else LONGEST_RESTART_S)
         self._restarts.append(_Restart(client, op.request, watched, len(self.state.workers), until))
         for nanny in self.state.nannies.values():
             nanny.outbox.add(RestartWorkers())

@@ -84,14 +84,14 @@ class SchedulerMachine:
             ops.TaskSeceded: lambda worker, op: self._park(worker, op.run_id, blocked=False),
             ops.TaskResumed: self._on_task_resumed,
             ops.WorkerMetrics: self._on_worker_metrics,
-            ops.CallFinished: lambda worker, op: errands.call_finished(worker.address, op),
+            ops.CallFinished: lambda worker, op: errands.call_finished(worker.session, op),
             ops.LogMessages: lambda worker, op: self._on_log_messages(op),
         }
         self._nanny_handlers: dict[type, Callable[[NannyState, Any], None]] = {
             ops.WorkerStarted: lambda nanny, op: None,
             ops.WorkerExited: self._on_worker_exited,
             ops.WorkerChecked: lambda nanny, op: None,
-            ops.CallFinished: lambda nanny, op: errands.call_finished(nanny.name, op),
+            ops.CallFinished: lambda nanny, op: errands.call_finished(nanny.session, op),
             ops.LogMessages: lambda nanny, op: self._on_log_messages(op),
         }
 

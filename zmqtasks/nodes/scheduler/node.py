@@ -277,8 +277,7 @@ class SchedulerNode:
         for session, ops in self.machine.flush():
             channel = channels.get(session)
             if channel is not None:
-                with suppress(CommError):
-                    channel.send(ops)
+                self._send(channel, ops)
         for session in self.machine.take_departed():
             departed = channels.pop(session, None)
             if departed is not None:
@@ -302,6 +301,15 @@ class SchedulerNode:
                 if (channel := channels.get(client.session)) is not None:
                     client.congested = channel.queued_bytes > CONGESTED_BYTES
         self._set_timer()
+
+    def _send(self, channel: Channel, ops: list[Op]) -> None:
+        try:
+            channel.send(ops)
+        except CommError:
+            pass  # it has ended: the machine hears of that next
+        except ProtocolError as exc:  # the others must get theirs
+            log.error("the session of %s ends, it cannot be told what it has to know: %s", channel.peer_address, exc)
+            channel.abort(str(exc))
 
     def _rest(self) -> None:
         """After many tasks, when all are gone: gives memory back."""

@@ -17,6 +17,9 @@ assignment and each finish.
 
 from __future__ import annotations
 
+from weakref import WeakValueDictionary
+
+from zmqtasks.errors import RemoteProtocolError
 from zmqtasks.nodes.scheduler.queues import Bucket, ReadyQueue
 from zmqtasks.nodes.scheduler.state import (
     MIN_ESTIMATE_S,
@@ -38,6 +41,8 @@ QUANTUM_S = 2.5e-3
 QUANTUM_PER_WORKER_S = 5e-6
 """Short tasks go out in lots of at least this much estimated work, longer lots with more workers: a message costs the scheduler as
 much as some tasks do, and spread one by one over 2,000 workers, tasks cost three times as much (`bench.tasks zero`)."""
+STALE_KEPT = 1000
+"""So many entries of cancelled tasks may stay in the central queue."""
 HOLDERS_COMPARED = 16
 """Of the workers that hold inputs, so many with the most bytes are compared by their load."""
 
@@ -48,7 +53,8 @@ class Placement:
     def __init__(self, state: SchedulerState) -> None:
         self.state = state
         self.queue = ReadyQueue()
-        self.buckets: dict[tuple[object, ...], Bucket] = {}
+        self.buckets: WeakValueDictionary[tuple[object, ...], Bucket] = WeakValueDictionary()
+        """As long as a spec has them."""
         self.active_buckets: dict[Bucket, None] = {}
         self.backlogged: dict[WorkerState, None] = {}
         """Workers whose own queue may have tasks."""
@@ -82,11 +88,14 @@ class Placement:
         """The bucket for tasks with these options; None when any worker will do."""
         if not options.workers and not options.resources:
             return None
+        if not all(0 <= amount < float("inf") for amount in options.resources.values()):
+            raise RemoteProtocolError(f"resources have to be numbers of at least 0: {options.resources}")
+        resources = {name: amount for name, amount in options.resources.items() if amount}
         restrictions = tuple(sorted(options.workers))
-        key = (restrictions, options.allow_other_workers, tuple(sorted(options.resources.items())))
+        key = (restrictions, options.allow_other_workers, tuple(sorted(resources.items())))
         bucket = self.buckets.get(key)
         if bucket is None:
-            bucket = self.buckets[key] = Bucket(restrictions, options.allow_other_workers, dict(options.resources))
+            bucket = self.buckets[key] = Bucket(restrictions, options.allow_other_workers, resources)
             bucket.eligible.update((w, None) for w in self.state.workers.values() if w.usable and bucket.admits(w))
         return bucket
 
@@ -160,6 +169,8 @@ class Placement:
         if self.active_buckets:
             self._dispatch_buckets()
         if len(self.queue):
+            if len(self.queue) > len(self.state.tasks) + STALE_KEPT:
+                self.queue.tidy()
             self._dispatch_central()
         if self.idle:
             if self.backlogged:
@@ -337,7 +348,7 @@ class Placement:
             if ts is None or run_id in worker.executing or run_id in worker.parked or ts.run_id != run_id:
                 continue
             bucket = ts.spec.bucket if ts.spec is not None else None
-            if bucket is None or any(w in self.idle for w in bucket.eligible):
+            if bucket is None or any(w in self.idle and bucket.fits_now(w) for w in bucket.eligible):
                 runs.append(run_id)
         return runs
 

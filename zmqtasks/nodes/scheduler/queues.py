@@ -7,7 +7,7 @@ the rest; the smaller head goes first. Entries are not removed when a task leave
 from __future__ import annotations
 
 from collections import deque
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ class ReadyQueue:
             heappop(self._heap)
         return ts_or_none
 
+    def tidy(self) -> None:
+        """Drops the entries of tasks that are no longer READY."""
+        self._in_order = deque(ts for ts in self._in_order if ts.state == READY_STATE)
+        self._heap = [entry for entry in self._heap if entry[2].state == READY_STATE]
+        heapify(self._heap)
+
     def pop_last(self) -> TaskState | None:
         """A task from the far end, for a worker that takes work from another's queue."""
         while self._in_order:
@@ -87,7 +93,7 @@ class ReadyQueue:
 class Bucket:
     """Ready tasks that only some workers may run: those with the same restrictions and resources."""
 
-    __slots__ = ("allow_other", "eligible", "queue", "resources", "restrictions")
+    __slots__ = ("__weakref__", "allow_other", "eligible", "queue", "resources", "restrictions")
 
     def __init__(self, restrictions: tuple[str, ...], allow_other: bool, resources: dict[str, float]) -> None:
         self.restrictions = restrictions

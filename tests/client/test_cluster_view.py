@@ -114,6 +114,8 @@ def test_looking_at_the_cluster(client: Client) -> None:
     assert set(info["workers"]) == set(client.nthreads())
     assert len(client.scheduler_info(n_workers=1)["workers"]) == 1
     assert client.story(future)
+    stuck = client.submit(tasks.inc, 1, workers="nobody", resources={"GPU": 1})
+    assert "no worker has workers=['nobody'], resources={'GPU': 1.0}" in client.story(stuck)[-1]
     versions = client.get_versions(check=True)
     assert all(there == versions["client"] for there in versions["workers"].values())
     assert client.dashboard_link == ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from zmqtasks.ids import Key
-from zmqtasks.nodes.scheduler.state import MEMORY, SchedulerState, State, TaskState, WorkerState
+from zmqtasks.nodes.scheduler.state import MEMORY, READY, SchedulerState, State, TaskState, WorkerState
 from zmqtasks.protocol.ops import Query
 
 
@@ -138,7 +138,20 @@ class Queries:
             lines.append(
                 f"{ts.name}: {ts.state.name.lower()} ({where}), {ts.waiting_on} inputs missing, {ts.holds} holds"
             )
+            if ts.state is READY and (wanted := self._wanted_in_vain(ts)):
+                lines.append(f"{ts.name}: no worker has {wanted}")
         return lines
+
+    def _wanted_in_vain(self, ts: TaskState) -> str:
+        """What a ready task asks for and no worker has, as the user wrote it; empty when some worker may run it."""
+        workers = self.state.workers.values()
+        if not workers:
+            return "come yet"
+        bucket = ts.spec.bucket if ts.spec is not None else None
+        if bucket is None or bucket.allow_other or any(map(bucket.admits, workers)):
+            return ""
+        asked = {"workers": list(bucket.restrictions), "resources": bucket.resources}
+        return ", ".join(f"{name}={value!r}" for name, value in asked.items() if value)
 
     def events(self, query: Query) -> list[list[Any]]:
         """The unusual events that are remembered: time, about what, what."""

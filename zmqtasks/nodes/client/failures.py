@@ -5,7 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 
 from zmqtasks import errors
-from zmqtasks.errors import CancelledError, DeserializationError, ZmqTasksError
+from zmqtasks.errors import DeserializationError, ZmqTasksError
 from zmqtasks.nodes.client.state import Fault
 from zmqtasks.protocol.failures import load_exception
 from zmqtasks.protocol.ops import ErrorInfo
@@ -24,9 +24,9 @@ class RemoteTraceback(Exception):
 
 def fault_to_exception(fault: Fault, name: str) -> BaseException:
     """What the cancelled or lost future `name` raises."""
-    if fault.kind == "CancelledError":  # others name what is lost
-        return CancelledError(f"{name}: {fault.reason}")
-    return own_error(fault.kind)(fault.reason)
+    # A lost scheduler is no matter of one future.
+    is_own = fault.kind in ("CancelledError", "LostDataError") and name not in fault.reason
+    return own_error(fault.kind)(f"{name}: {fault.reason}" if is_own else fault.reason)
 
 
 def error_to_exception(info: ErrorInfo) -> BaseException:

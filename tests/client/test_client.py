@@ -196,6 +196,7 @@ def test_named_tasks_are_shared(client: Client, cluster: LocalCluster) -> None:
         assert Future("shared", client=other).result(10) == 2
         assert other.submit(tasks.inc, 1, key="shared").result(10) == 2
         there = other.submit(tasks.add, 1, 2, key=("shared", 1))
+        assert there.result(10) == 3  # submissions of two clients have no order but that of waiting
         conflict = client.submit(tasks.add, 1, 3, key=("shared", 1))
         with pytest.raises(KeyConflictError):
             conflict.result(10)

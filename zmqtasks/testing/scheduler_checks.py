@@ -14,6 +14,7 @@ from zmqtasks.nodes.scheduler.state import (
     RELEASED,
     WAITING,
     TaskState,
+    WorkerState,
 )
 
 UNFINISHED = (WAITING, READY, PROCESSING)
@@ -41,9 +42,46 @@ def check_scheduler(machine: SchedulerMachine) -> None:
         )
         _check_task(machine, ts)
     for worker in state.workers.values():
-        for run_id, task in worker.processing.items():
-            if task is not None and task.run_id == run_id and task.state is PROCESSING:
-                assert task.worker is worker, f"{task.name} is in the list of {worker.name}, not of its worker"
+        _check_worker(worker)
+    _check_queues(machine)
+
+
+def _check_worker(worker: WorkerState) -> None:
+    load_s = 0.0
+    for run_id, task in worker.processing.items():
+        if task is not None and task.run_id == run_id and task.state is PROCESSING:
+            assert task.worker is worker, f"{task.name} is in the list of {worker.name}, not of its worker"
+            load_s += task.estimate_s
+        assert (task is None) == (run_id in worker.abandoned), f"run {run_id} of {worker.name}: {task}, abandoned?"
+    assert abs(worker.load_s - load_s) < 1e-6, f"{worker.name}: load {worker.load_s}, counted {load_s}"
+    books = {
+        "held": worker.held,
+        "parked": worker.parked,
+        "retracting": worker.retracting,
+        "abandoned": worker.abandoned,
+    }
+    for name, runs in books.items():
+        assert runs.keys() <= worker.processing.keys(), f"{worker.name}: {name} has runs that it has not"
+    for name, amount in worker.resources.items():
+        held = sum(bucket.resources.get(name, 0.0) for bucket in worker.held.values())
+        assert abs(worker.available[name] + held - amount) < 1e-6, (
+            f"{worker.name}: {worker.available[name]} of {amount} {name} are free, {held} are held"
+        )
+
+
+def _check_queues(machine: SchedulerMachine) -> None:
+    placement = machine.placement
+    queued = {id(ts) for ts in placement.queue.tasks()}
+    for bucket in placement.active_buckets:
+        queued.update(id(ts) for ts in bucket.queue.tasks())
+    for worker in placement.backlogged:
+        assert worker.session in machine.state.workers, f"{worker.name} has left and is backlogged"
+        queued.update(id(ts) for ts in worker.queue.tasks())
+    for ts in machine.state.tasks.values():
+        assert ts.state is not READY or id(ts) in queued, f"{ts.name} is ready and in no queue"
+    for worker in (*placement.idle, *placement.roomy):
+        assert worker.session in machine.state.workers, f"{worker.name} has left and is to be given tasks"
+        assert worker.usable, f"{worker.name} is not usable and is to be given tasks"
 
 
 def _check_task(machine: SchedulerMachine, ts: TaskState) -> None:

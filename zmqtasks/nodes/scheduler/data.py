@@ -269,6 +269,8 @@ class DataBook:
             if ts is None or ts.state is not MEMORY or not ts.held_by(worker):
                 continue
             self.state.note(ts.name, f"{worker.address} does not hold it")
+            worker.stored_keys -= 1
+            worker.stored_bytes -= ts.size
             if self.remove_replica(ts, worker):
                 lost.append(ts)
         if lost:

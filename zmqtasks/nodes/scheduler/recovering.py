@@ -121,19 +121,41 @@ class Recovering(Failing):
             check(self.state, task, WAITING)
             order.append(task)
             stack += [dep for dep in task.deps if dep.state is RELEASED]
+        for task in order:  # all take up their inputs before one of them fails and lets go of its own
+            self._take_up(task)
         for task in reversed(order):
+            if task.state is not WAITING:
+                continue
             if task.spec is None:
                 self.on_data_needed.append(task)
                 continue
             self.state.counters["recomputed"] += 1
-            if task.state is WAITING:
-                self._plan(task)
+            self._revive_inputs(task, [])
+            if task.state is WAITING and not task.waiting_on:
+                check(self.state, task, READY)
+                self.placement.enqueue(task)
+
+    @staticmethod
+    def _take_up(ts: TaskState) -> None:
+        """Holds the inputs of a task that has become WAITING, and has it told of them."""
+        ts.waiting_on = 0
+        for dep in ts.deps:
+            dep.holds += 1
+            if dep.state is not MEMORY:
+                ts.waiting_on += 1
+                if dep.state is not ERRED:
+                    if dep.waiters is None:
+                        dep.waiters = []
+                    dep.waiters.append(ts)
+        if ts.rare is not None:
+            for reference in ts.rare.references:
+                reference.holds += 1
 
     def retry(self, keys: Iterable[Key]) -> None:
         """Failed tasks are tried again, with the failed tasks that they depend on."""
         for key in keys:
             ts = self.state.tasks.get(key)
-            if ts is None or ts.state is not ERRED:
+            if ts is None or ts.state is not ERRED or ts.wanted_by is None:
                 continue
             stack, chain = [ts], []
             while stack:

@@ -60,6 +60,7 @@ def test_status():
         assert (found["name"], found["nthreads"], found["memory_limit"]) == ("ada", 3, 1 << 30)
         assert found["resources"] == {"GPU": 2.0}
         assert set(info["tasks"]) >= {"waiting", "processing", "memory", "erred"}
+        assert "goodbye" not in scheduler.output  # a question is no event
         worker.stop()
         scheduler.stop()
 

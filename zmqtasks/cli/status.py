@@ -46,7 +46,7 @@ def _show(info: dict[str, Any]) -> None:
     threads = sum(worker["nthreads"] for worker in workers.values())
     used = sum(worker["metrics"]["memory"] for worker in workers.values())
     limits = [worker["memory_limit"] for worker in workers.values()]
-    memory = f"{_size(used)} of {_size(sum(limits))}" if all(limits) and limits else _size(used)
+    memory = f"{_measured(used)} of {_size(sum(limits))}" if all(limits) and limits else _measured(used)
     console.print(f"{info['address']}  {_count(len(workers), 'worker')}, {_count(threads, 'thread')}, memory {memory}")
     tasks = {state: count for state, count in info["tasks"].items() if count}
     console.print("tasks: " + (", ".join(f"{count:,} {state}" for state, count in tasks.items()) or "none"))
@@ -65,16 +65,21 @@ def _show(info: dict[str, Any]) -> None:
             worker["status"],
             str(worker["nthreads"]),
             f"{metrics['processing']:,}",
-            _size(metrics["memory"]),
+            _measured(metrics["memory"]),
             _size(worker["memory_limit"]) if worker["memory_limit"] else "none",
             f"{metrics['stored_keys']:,} ({_size(metrics['stored_bytes'])})",
-            f"{metrics['cpu']:.0f} %",
+            f"{metrics['cpu']:.0f} %" if metrics["memory"] else "-",
         )
     console.print(table)
 
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _measured(size_bytes: float) -> str:
+    """The memory of workers; nothing is known of those that have just come."""
+    return _size(size_bytes) if size_bytes else "-"
 
 
 def _size(size_bytes: float) -> str:

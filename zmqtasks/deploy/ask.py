@@ -62,7 +62,7 @@ async def ask(address: str, what: str, *, security: Security, config: Config, ti
     except TimeoutError:
         raise TaskTimeoutError(f"the scheduler at {address} did not answer within {timeout_s:g} s") from None
     finally:
-        await channel.close("answered")
+        await channel.close()
     if answered.error:
         raise RemoteProtocolError(f"the scheduler at {address} cannot answer {what!r}: {answered.error}")
     return msgspec.msgpack.decode(answered.answer, strict=False)

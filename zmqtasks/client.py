@@ -25,8 +25,8 @@ _DEFAULT_OPTIONS = TaskOptions()
 class Client(Connection):
     """Connects to a cluster and runs functions on it.
 
-    `address` is that of a scheduler (`tcp://host:port`, `unix://name`, `zmq://host:port`), or a cluster object. Without
-    any, and without a `scheduler_file`, a `LocalCluster` is started with the other arguments (`n_workers`,
+    `address` is that of a scheduler (`tcp://host:port`, `unix://name`, `zmq://host:port`; `host:port` is tcp), or a
+    cluster object. Without any, and without a `scheduler_file`, a `LocalCluster` is started with the other arguments (`n_workers`,
     `threads_per_worker`, `processes`, `memory_limit`, ...) and closed with the client. The client becomes the default
     client of the process.
 
@@ -36,7 +36,7 @@ class Client(Connection):
     As in dask.distributed, with these differences: `pure` is False unless said otherwise (a function that is submitted twice
     runs twice), and the scheduler runs no user code.
 
-    With a `timeout`, a scheduler (or scheduler file) that isn't there yet is waited for; without, it must be there.
+    With a `timeout`, a scheduler (or its file, or the key) that isn't there yet is waited for; without, it must be there.
 
     Raises ConnectError and its kin when the scheduler can't be reached; SecurityError and
     AuthenticationError when the cluster key is missing or wrong.

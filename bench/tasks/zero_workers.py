@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any
 from zmqtasks.config import Config
 from zmqtasks.ids import first_key_of_client
 from zmqtasks.nodes.scheduler.machine import SchedulerMachine
+from zmqtasks.nodes.scheduler.node import trim_heap
 from zmqtasks.protocol.codec import Codec
 from zmqtasks.protocol.ops import (
     ClientIntroduction,
@@ -171,9 +171,10 @@ WORKLOADS = {"map": run_map, "merge": run_merge, "tree": run_tree}
 
 
 def rss_bytes() -> int:
-    """Resident memory of this process."""
-    with open("/proc/self/statm") as stream:
-        return int(stream.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Resident memory of this process that is its own (RssAnon): pages of program files come and go as the system likes."""
+    with open("/proc/self/status") as stream:
+        line = next(line for line in stream if line.startswith("RssAnon:"))
+    return int(line.split()[1]) << 10
 
 
 def measure_cost(workload: str, n: int, n_workers: int) -> dict[str, Any]:
@@ -221,7 +222,8 @@ def measure_rounds(n: int = 100_000, rounds: int = 10) -> dict[str, Any]:
     for _ in range(rounds):
         run_map(cluster, n)
         gc.collect()
-        cluster.machine.state.rest()  # as the node does after a moment of rest
+        cluster.machine.state.rest()  # these three the node does after a moment of rest
+        trim_heap()
         after.append(rss_bytes() / 2**20)
     return {"rounds": rounds, "tasks": n, "rss_mib": after, "growth": after[-1] / after[0] - 1}
 

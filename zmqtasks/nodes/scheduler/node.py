@@ -319,7 +319,7 @@ class SchedulerNode:
             self._finished_at_rest = state.counters["finished"]
             gc.collect()
             state.rest()
-            _trim_heap()
+            trim_heap()
 
     def _set_timer(self) -> None:
         deadline = self.machine.deadline()
@@ -338,7 +338,7 @@ class SchedulerNode:
         self._flush()
 
 
-def _trim_heap() -> None:
+def trim_heap() -> None:
     """Gives free pages of the C heap (tables, messages) back to the system, where the C library is glibc."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -53,6 +53,7 @@ class RoughWorker(SimulatedWorker):
         for run in runs:
             del self.runs[run]
             self.started.pop(run, None)
+        self.asked &= {dep for _, _, deps in self.runs.values() for dep in deps}
         if runs:
             self.say(ops.RunsDropped(runs))
 

@@ -146,8 +146,11 @@ def test_a_run_whose_scattered_input_is_gone_is_given_up():
     b.step(0)
     cluster.kill(a)
     cluster.from_worker(b, ops.FetchFailed(["d"], a.state.number, False))
-    told = {key: op.kind for op in cluster.told if isinstance(op, ops.KeysCancelled) for key in op.keys}
-    assert told == {"d": "LostDataError", y: "LostDataError"}
+    assert [op.kind for op in cluster.told if isinstance(op, ops.KeysCancelled)] == ["LostDataError"]
+    failed = cluster.told[-1]
+    assert isinstance(failed, ops.KeysErred)
+    assert (failed.keys, failed.error.kind) == ([y], "LostDataError")
+    cluster.to_client(ops.ReleaseKeys([y]))
     assert not cluster.machine.state.tasks
 
 

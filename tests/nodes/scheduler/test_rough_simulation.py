@@ -111,7 +111,7 @@ class Life:
         return key in cluster.cancelled or key in cluster.errors or key in cluster.results
 
 
-@pytest.mark.parametrize("seed", range(400))
+@pytest.mark.parametrize("seed", range(100))
 def test_rough_life(seed):
     life = Life(seed)
     cluster = life.cluster
@@ -123,7 +123,7 @@ def test_rough_life(seed):
         if key in cluster.cancelled:
             assert key in life.fragile, f"{key} was cancelled for no reason"
         elif key in cluster.errors:
-            assert life.expected[key] is None, f"{key} failed for no reason"
+            assert life.expected[key] is None or key in life.fragile, f"{key} failed for no reason"
         elif cluster.results[key] is not None and key not in cluster.data:
             assert int(cluster.results[key]) == life.expected[key], f"{key} has a wrong result"
     cluster.to_client(ops.ReleaseKeys(life.wanted))

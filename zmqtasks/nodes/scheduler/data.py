@@ -28,6 +28,7 @@ from zmqtasks.protocol.ops import (
     DataAdded,
     DeclareData,
     DropData,
+    ErrorInfo,
     FetchFailed,
     KeysCancelled,
     Locations,
@@ -169,8 +170,9 @@ class DataBook:
         if doomed:
             self.lifecycle.give_up(list(doomed.values()), reason, "LostDataError")
         for ts in gone:
-            if ts.state is WAITING and ts.rare is not None and ts.rare.data is not None:
-                ts.rare.data.gone = True  # runs that have it perhaps hold it; see `_take_back_runs`
+            if ts.state is WAITING:  # runs under way have perhaps fetched it; those that come back for it fail
+                text = f"{ts.name} is needed and lost: {reason}"
+                self.lifecycle.fail([ts], ErrorInfo("LostDataError", text, key=ts.key, name="data"))
 
     def client_left(self, client: ClientState) -> None:
         """Data that a client had not put anywhere yet will not come."""
@@ -213,7 +215,7 @@ class DataBook:
             elif ts is not None and ts.state in (WAITING, READY, PROCESSING):
                 self._unplaced.pop(key, None)
                 if ts.rare is not None and ts.rare.data is not None:
-                    ts.rare.data.gone, ts.rare.data.avoided = False, ()
+                    ts.rare.data.avoided = ()
                 self.lifecycle.adopt(worker, ts, size)
             else:
                 worker.outbox.drop(key)
@@ -249,10 +251,6 @@ class DataBook:
                 continue
             if any(id(dep) in missing for dep in task.deps):
                 self.lifecycle.take_back(task)
-        self._lost_for_good(
-            [ts for ts in nowhere if ts.state is WAITING and ts.rare and ts.rare.data and ts.rare.data.gone],
-            "the only worker that held the data is gone",
-        )
 
     def tell_location(self, worker: WorkerState, ts: TaskState) -> None:
         """Says who holds a value now."""

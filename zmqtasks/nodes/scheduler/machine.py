@@ -211,6 +211,11 @@ class SchedulerMachine:
         departed, self.membership.departed = self.membership.departed, []
         return departed
 
+    def take_news(self) -> list[tuple[bool, str]]:
+        """Lines for the log: whether it is bad news, and what happened."""
+        news, self.membership.news = self.membership.news, []
+        return news
+
     # --- handlers ---------------------------------------------------------------------------------------------------
 
     def _on_put_functions(self, client: ClientState, op: ops.PutFunctions) -> None:

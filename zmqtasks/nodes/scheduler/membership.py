@@ -48,6 +48,8 @@ class Membership:
         self.data = data
         self.departed: list[bytes] = []
         """Sessions that the node is to end."""
+        self.news: list[tuple[bool, str]] = []
+        """Lines for the node's log: whether it is bad news, and what happened."""
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
@@ -106,6 +108,7 @@ class Membership:
         if dead:
             state.counters["worker_deaths"] += 1
             state.note(worker.address, f"removed: {cause}")
+        self.news.append((dead, f"worker {worker.name} at {worker.address} {'is lost' if dead else 'has left'}: {cause}"))
         queued = self.placement.remove_worker(worker)
         blamed = set(worker.executing if executing is None else executing)
         runs, worker.processing = worker.processing, {}

@@ -183,7 +183,8 @@ class SchedulerNode:
                 return self._welcome(member, member.number, ClientToScheduler)
             case WorkerIntroduction():
                 member = machine.worker_joined(session, peer.instance_id, introduction, now)
-                log.info("worker %s joined from %s (%d threads)", member.name, member.address, member.nthreads)
+                threads = "1 thread" if member.nthreads == 1 else f"{member.nthreads} threads"
+                log.info("worker %s joined at %s (%s)", member.name, member.address, threads)
                 return self._welcome(member, member.number, WorkerToScheduler)
             case NannyIntroduction():
                 member = machine.nanny_joined(session, peer.instance_id, introduction, now)
@@ -278,6 +279,8 @@ class SchedulerNode:
             channel = channels.get(session)
             if channel is not None:
                 self._send(channel, ops)
+        for bad, line in self.machine.take_news():
+            log.log(logging.WARNING if bad else logging.INFO, "%s", line)
         for session in self.machine.take_departed():
             departed = channels.pop(session, None)
             if departed is not None:

@@ -79,8 +79,6 @@ class DataInfo(msgspec.Struct, gc=False, eq=False):
     """Where the client was told to put it."""
     avoided: tuple[WorkerState, ...] = ()
     """Where the client could not put it."""
-    gone: bool = False
-    """It got lost, and nobody can give it again."""
 
 
 class RareInfo(msgspec.Struct, gc=False, eq=False):

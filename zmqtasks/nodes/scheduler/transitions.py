@@ -22,7 +22,7 @@ INITIAL: dict[State, str] = {
 TRANSITIONS: dict[tuple[State, State], str] = {
     (State.WAITING, State.READY): "the last input is in memory",
     (State.WAITING, State.MEMORY): "data: a worker has the bytes; a task: a worker turned out to hold the result",
-    (State.WAITING, State.ERRED): "an input failed",
+    (State.WAITING, State.ERRED): "an input failed; data: it is lost for good",
     (State.WAITING, State.RELEASED): "nobody needs the result any more, or it was cancelled",
     (State.READY, State.PROCESSING): "given to a worker",
     (State.READY, State.MEMORY): "a worker turned out to hold the result",

@@ -221,3 +221,39 @@ def test_lengths_that_do_not_fit_the_values_are_the_workers_fault():
         cluster.machine.receive(worker.state, [ops.TasksFinished([run], [100], b"1", [10])], 0.0)
     cluster.machine.session_ended(worker.session, "it lied", 0.0)
     cluster.flush()
+
+
+def test_a_task_with_inputs_that_was_taken_back_goes_to_an_idle_worker():
+    cluster = Cluster()
+    a = cluster.add_worker("a")
+    a.large = True
+    x = cluster.submit(b"1")
+    cluster.run()
+    y, z = cluster.submit(b"1", [x]), cluster.submit(b"2", [x])
+    a.step(0)
+    b = cluster.add_worker("b")
+    asked = 0
+    for _ in range(20):  # the first task takes long
+        cluster.pass_time(0.01)
+        for op in [op for op in a.inbox if isinstance(op, ops.RetractRuns)]:
+            asked += 1
+            a.inbox.remove(op)
+            ahead = [run for run in op.run_ids if a.runs[run][0] == z]
+            for run in ahead:
+                del a.runs[run]
+            cluster.from_worker(a, ops.RunsDropped(ahead))
+    assert asked == 1
+    b.step()
+    assert z in b.values
+    cluster.run()
+    assert cluster.results.keys() == {x, y, z}
+
+
+def test_resources_of_nothing_are_no_resources():
+    cluster = Cluster()
+    cluster.add_worker("a")
+    key = cluster.submit(resources={"GPU": 0.0})
+    cluster.run()
+    assert cluster.results[key] == b"1"
+    with pytest.raises(RemoteProtocolError, match="at least 0"):
+        cluster.submit(resources={"GPU": -1.0})

@@ -262,9 +262,12 @@ class SchedulerMachine:
 
     def _on_runs_dropped(self, worker: WorkerState, op: ops.RunsDropped) -> None:
         for run_id in op.run_ids:
+            retracted = run_id in worker.retracting
             ts = self.lifecycle.end_run(worker, run_id)
             if ts is not None and ts.state is PROCESSING and ts.run_id == run_id:
                 self.lifecycle.requeue(ts)
+                if retracted:
+                    self.placement.returned.append((worker, ts))
         self.placement.update_room(worker)
 
     def _on_runs_executing(self, worker: WorkerState, op: ops.RunsExecuting) -> None:

@@ -108,7 +108,9 @@ class Membership:
         if dead:
             state.counters["worker_deaths"] += 1
             state.note(worker.address, f"removed: {cause}")
-        self.news.append((dead, f"worker {worker.name} at {worker.address} {'is lost' if dead else 'has left'}: {cause}"))
+        self.news.append(
+            (dead, f"worker {worker.name} at {worker.address} {'is lost' if dead else 'has left'}: {cause}")
+        )
         queued = self.placement.remove_worker(worker)
         blamed = set(worker.executing if executing is None else executing)
         runs, worker.processing = worker.processing, {}

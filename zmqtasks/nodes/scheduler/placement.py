@@ -63,6 +63,8 @@ class Placement:
         self.roomy: dict[WorkerState, None] = {}
         """Usable workers without a free thread that may still get tasks ahead."""
         self.retract_at: float | None = None
+        self.returned: list[tuple[WorkerState, TaskState]] = []
+        """Tasks that workers gave back for idle ones."""
 
     # --- membership -------------------------------------------------------------------------------------------------
 
@@ -164,6 +166,8 @@ class Placement:
 
     def dispatch(self) -> None:
         """Gives tasks to workers that have room, until tasks or room run out."""
+        if self.returned:
+            self._dispatch_returned()
         if self.backlogged:
             self._dispatch_own_queues()
         if self.active_buckets:
@@ -244,6 +248,23 @@ class Placement:
             if bucket.queue.peek() is None:
                 self.active_buckets.pop(bucket)
 
+    def _dispatch_returned(self) -> None:
+        """Tasks with inputs go to the idle, or they would be queued again where they come from."""
+        returned, self.returned = self.returned, []
+        for source, ts in returned:
+            if ts.state is not READY or not ts.deps or ts.spec is None or ts.spec.bucket is not None:
+                continue
+            others = [w for w, _ in zip(self.idle, range(HOLDERS_COMPARED), strict=False) if w is not source]
+            if others:
+                worker = min(others, key=lambda w: _missing_bytes(w, ts))
+                self.assign(worker, ts)
+                self.update_room(worker)
+
+    def _stall_s(self, worker: WorkerState) -> float:
+        """How long what waits for a busy worker will wait, at a guess: as long as that was silent already, at least."""
+        silent_s = self.state.now - worker.last_progress if worker.last_progress else 0.0
+        return max(self._wait_s(worker), silent_s)
+
     def _take_from_backlogged(self) -> None:
         """Idle workers take what waits for busy ones, where moving the inputs takes less time than waiting."""
         for worker in list(self.idle):
@@ -255,8 +276,7 @@ class Placement:
             if ts is None:
                 self.backlogged.pop(victim, None)
                 continue
-            missing = sum(dep.size for dep in ts.deps if dep.inline is None and not dep.held_by(worker))
-            if missing / BANDWIDTH > self._wait_s(victim):
+            if _missing_bytes(worker, ts) / BANDWIDTH > self._stall_s(victim):
                 victim.queue.push(ts)
                 return
             self.assign(worker, ts)
@@ -342,15 +362,22 @@ class Placement:
     def _last_unstarted(self, worker: WorkerState, count: int) -> list[int]:
         """The runs given last that it hasn't reported as executing and that an idle worker may run."""
         runs: list[int] = []
+        movable = self._stall_s(worker) * BANDWIDTH
         for run_id, ts in reversed(worker.processing.items()):
             if len(runs) >= count:
                 break
             if ts is None or run_id in worker.executing or run_id in worker.parked or ts.run_id != run_id:
                 continue
+            if ts.deps and sum(dep.size for dep in ts.deps if dep.inline is None) > movable:
+                continue
             bucket = ts.spec.bucket if ts.spec is not None else None
             if bucket is None or any(w in self.idle and bucket.fits_now(w) for w in bucket.eligible):
                 runs.append(run_id)
         return runs
+
+
+def _missing_bytes(worker: WorkerState, ts: TaskState) -> int:
+    return sum(dep.size for dep in ts.deps if dep.inline is None and not dep.held_by(worker))
 
 
 def _head_priority(bucket: Bucket) -> int:

@@ -450,7 +450,7 @@ class Channel:
             return
         if not self._closing:
             if goodbye.reason:
-                _log.info("%s says goodbye: %s", self.peer_address, _printable(goodbye.reason))
+                _log.debug("%s says goodbye: %s", self.peer_address, _printable(goodbye.reason))
             self.send([Goodbye()])
         self._finish(None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from zmqtasks.nodes.scheduler.machine import SchedulerMachine
 from zmqtasks.nodes.scheduler.state import (
@@ -54,7 +55,7 @@ def _check_worker(worker: WorkerState) -> None:
             load_s += task.estimate_s
         assert (task is None) == (run_id in worker.abandoned), f"run {run_id} of {worker.name}: {task}, abandoned?"
     assert abs(worker.load_s - load_s) < 1e-6, f"{worker.name}: load {worker.load_s}, counted {load_s}"
-    books = {
+    books: dict[str, dict[int, Any]] = {
         "held": worker.held,
         "parked": worker.parked,
         "retracting": worker.retracting,

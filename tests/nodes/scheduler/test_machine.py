@@ -304,5 +304,7 @@ def test_nonsense_is_the_peers_fault():
         cluster.machine.receive(cluster.client, [ops.TasksFinished([], [], b"", [])], 0.0)
     with pytest.raises(RemoteProtocolError, match="columns"):
         cluster.machine.receive(worker.state, [ops.TasksFinished([1], [], b"", [])], 0.0)
+    with pytest.raises(RemoteProtocolError, match="tasks in one op"):
+        cluster.machine.receive(cluster.client, [ops.SubmitTasks(F, "f", first_key=1, count=1 << 40)], 0.0)
     with pytest.raises(RemoteProtocolError, match="was not sent"):
         cluster.machine.receive(cluster.client, [ops.SubmitTasks(b"?" * 16, "f", keys=[1])], 0.0)

@@ -32,6 +32,8 @@ INLINE_KEEP_BYTES = 512
 """Results up to this size stay in the task's record, so that they can ride with the tasks that need them."""
 INLINE_TOTAL_BYTES = 64 << 20
 """Bound on the sum of the results kept so."""
+TASKS_PER_OP = 1 << 20
+"""A range of keys takes a few bytes on the wire, whatever its length: bounded, as everything that a peer announces."""
 PRIORITY_SHIFT = 42
 """A user's priority outweighs 2**42 submissions."""
 PRIORITY_LIMIT = 1 << 20
@@ -42,6 +44,8 @@ class Lifecycle(Recovering):
 
     def submit(self, client: ClientState, op: SubmitTasks) -> None:
         """New tasks; named ones may exist already."""
+        if not 0 <= op.count <= TASKS_PER_OP:
+            raise RemoteProtocolError(f"SubmitTasks of {op.name!r}: {op.count} tasks in one op, {TASKS_PER_OP} are allowed")
         keys: Sequence[Key] = op.keys or range(op.first_key, op.first_key + op.count)
         n = len(keys)
         lengths, counts = op.args_lengths, op.dep_counts

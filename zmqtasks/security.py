@@ -187,7 +187,9 @@ def create_key(path: str | os.PathLike[str]) -> ClusterKey:
         return load_key(path)
     except SecurityError:
         if path.exists():
-            return load_key(path)  # somebody has made it meanwhile, or there is something wrong with it, which is said again
+            return load_key(
+                path
+            )  # somebody has made it meanwhile, or there is something wrong with it, which is said again
     key = ClusterKey.generate()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -45,7 +45,9 @@ class Lifecycle(Recovering):
     def submit(self, client: ClientState, op: SubmitTasks) -> None:
         """New tasks; named ones may exist already."""
         if not 0 <= op.count <= TASKS_PER_OP:
-            raise RemoteProtocolError(f"SubmitTasks of {op.name!r}: {op.count} tasks in one op, {TASKS_PER_OP} are allowed")
+            raise RemoteProtocolError(
+                f"SubmitTasks of {op.name!r}: {op.count} tasks in one op, {TASKS_PER_OP} are allowed"
+            )
         keys: Sequence[Key] = op.keys or range(op.first_key, op.first_key + op.count)
         n = len(keys)
         lengths, counts = op.args_lengths, op.dep_counts

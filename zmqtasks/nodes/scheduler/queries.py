@@ -1,7 +1,7 @@
 """Answers to questions about the cluster: plain data, made on demand, never stored.
 
-Keys in answers appear as `[key, name]` pairs' names only where people read them (`processing`, `story`); where programs read
-them (`who_has`, `has_what`, `nbytes`) they are the keys of the wire.
+Keys are those of the wire, which the client turns into the user's; only `story` and `events`, made for people, name tasks as
+people see them.
 """
 
 from __future__ import annotations

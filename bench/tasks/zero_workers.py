@@ -78,7 +78,9 @@ class SimulatedCluster:
                 ops = self._from_worker.decode_untrusted(data)[2]
                 self.machine.receive(self.workers[session], ops, self._now)
         out = [(session, self._from_client.encode(1, 1, ops)) for session, ops in self.machine.flush()]
-        self.machine.deadline()
+        deadline = self.machine.deadline()
+        if deadline is not None and deadline <= self._now:
+            self.machine.tick(self._now)
         self.cpu_s += time.process_time() - started
         self.messages += len(arrived) + len(out)
         for session, data in out:

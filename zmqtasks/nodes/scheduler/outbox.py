@@ -130,7 +130,7 @@ class WorkerOutbox(Outbox):
     def __init__(self, session: bytes, dirty: list[Outbox], lazy: list[WorkerOutbox]) -> None:
         super().__init__(session, dirty)
         self._lazy = lazy
-        self.free: list[Key] = []
+        self.free: list[Key] = _NOTHING
         self._functions: list[FunctionRecord] = []
         self._peers: list[WorkerState] = []
 
@@ -148,6 +148,7 @@ class WorkerOutbox(Outbox):
     def drop(self, key: Key) -> None:
         """The worker is to drop a value: with the next message to it, or when the node collects what is left (`lazy`)."""
         if not self.free:
+            self.free = []
             self._lazy.append(self)
         self.free.append(key)
         if len(self.free) >= FREE_AT_ONCE and not self.marked:
@@ -199,7 +200,7 @@ class WorkerOutbox(Outbox):
         ops: list[Op] = []
         if self.free:
             ops.append(FreeKeys(self.free))
-            self.free = []
+            self.free = _NOTHING
         ops += self._ops
         if self._functions:
             ops.append(PutFunctions([f.digest for f in self._functions], [f.code for f in self._functions]))

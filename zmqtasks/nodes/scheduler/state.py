@@ -306,6 +306,7 @@ class SchedulerState:
         """
         self.tasks = dict(self.tasks)
         self.counters = {name: _anew(count) for name, count in self.counters.items()}
+        self.now *= 1.0
         self.next_run_id = _anew(self.next_run_id)
         self.next_priority = _anew(self.next_priority)
         self.inline_bytes = _anew(self.inline_bytes)

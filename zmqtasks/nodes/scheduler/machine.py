@@ -206,6 +206,12 @@ class SchedulerMachine:
                     out.append((outbox.session, outbox.take()))
         return out
 
+    def rest(self) -> None:
+        """To be called when no task is left after many: gives memory back (see `SchedulerState.rest`)."""
+        if not self.state.tasks:
+            self.state.rest()
+            self.placement.rest()
+
     def take_departed(self) -> list[bytes]:
         """Sessions that are over, for the node to end."""
         departed, self.membership.departed = self.membership.departed, []

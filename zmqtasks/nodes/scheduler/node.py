@@ -321,7 +321,7 @@ class SchedulerNode:
         if not state.tasks and not self._closing:
             self._finished_at_rest = state.counters["finished"]
             gc.collect()
-            state.rest()
+            self.machine.rest()
             trim_heap()
 
     def _set_timer(self) -> None:

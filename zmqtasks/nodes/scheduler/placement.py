@@ -101,6 +101,13 @@ class Placement:
             bucket.eligible.update((w, None) for w in self.state.workers.values() if w.usable and bucket.admits(w))
         return bucket
 
+    def rest(self) -> None:
+        """Makes its tables anew; see `SchedulerState.rest`."""
+        self.queue = ReadyQueue()
+        self.idle, self.roomy, self.backlogged = dict(self.idle), dict(self.roomy), dict(self.backlogged)
+        for worker in self.state.workers.values():
+            worker.queue = ReadyQueue()
+
     # --- queues -----------------------------------------------------------------------------------------------------
 
     def enqueue(self, ts: TaskState) -> None:

@@ -15,6 +15,7 @@ import time
 from typing import Any
 
 from zmqtasks.config import Config
+from zmqtasks.deploy.serve import calm_collector
 from zmqtasks.ids import first_key_of_client
 from zmqtasks.nodes.scheduler.machine import SchedulerMachine
 from zmqtasks.nodes.scheduler.node import trim_heap
@@ -187,7 +188,7 @@ def rss_bytes() -> int:
 
 def measure_cost(workload: str, n: int, n_workers: int) -> dict[str, Any]:
     """CPU time of the scheduler per task."""
-    gc.disable()  # as the scheduler's process does
+    calm_collector()  # as the scheduler's process does
     cluster = SimulatedCluster(n_workers)
     WORKLOADS[workload](cluster, 4 * BATCH)  # warm: code paths, the estimate of the duration
     cluster.cpu_s, cluster.messages = 0.0, 0
@@ -207,7 +208,7 @@ def measure_cost(workload: str, n: int, n_workers: int) -> dict[str, Any]:
 
 def measure_memory(workload: str, n: int) -> dict[str, Any]:
     """Scheduler memory per waiting task: submitted, and no worker there."""
-    gc.disable()
+    calm_collector()
     cluster = SimulatedCluster(0)
     cluster.submit(BATCH)
     gc.collect()
@@ -224,7 +225,7 @@ def measure_memory(workload: str, n: int) -> dict[str, Any]:
 
 def measure_rounds(n: int = 100_000, rounds: int = 10) -> dict[str, Any]:
     """Memory after each of several rounds of tasks, all released."""
-    gc.disable()
+    calm_collector()
     cluster = SimulatedCluster(24)
     after = []
     for _ in range(rounds):

@@ -40,7 +40,7 @@ RETRACT_PER_WORKER_S = 5e-6
 QUANTUM_S = 2.5e-3
 QUANTUM_PER_WORKER_S = 5e-6
 """Short tasks go out in lots of at least this much estimated work, longer lots with more workers: a message costs the scheduler as
-much as some tasks do, and spread one by one over 2,000 workers, tasks cost three times as much (`bench.tasks zero`)."""
+much as some tasks do, and one by one over 2,000 workers there were three messages a task (`bench.tasks zero`)."""
 STALE_KEPT = 1000
 """So many entries of cancelled tasks may stay in the central queue."""
 HOLDERS_COMPARED = 16

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import os
 import signal
@@ -16,10 +17,23 @@ import pytest
 
 from zmqtasks.protocol.frames import DATA_LIMITS
 from zmqtasks.testing.comms import DEADLINE_S, wait_until
-from zmqtasks.transports import Comm, LinkSettings, Listener, Transport, connect, get_transport, listen
+from zmqtasks.transports import (
+    PLAIN,
+    Comm,
+    Encryption,
+    LinkSettings,
+    Listener,
+    Transport,
+    connect,
+    get_transport,
+    listen,
+)
 
 OPEN = LinkSettings(limits=DATA_LIMITS)
 """Settings for comms that take messages of any size."""
+
+ENCRYPTED = Encryption(secret=b"known to both ends of the link, ", same_host=True)
+"""For tests, whose links all stay on one host."""
 
 
 def _default_loop_factory() -> asyncio.AbstractEventLoop:
@@ -33,6 +47,9 @@ class ConformanceBase:
 
     scheme: ClassVar[str]
     """The scheme under which the transport is registered."""
+
+    encryption: ClassVar[Encryption] = PLAIN
+    """For transports that encrypt: a second subclass has `ENCRYPTED` here."""
 
     loop_factory: ClassVar[Callable[[], asyncio.AbstractEventLoop]] = staticmethod(_default_loop_factory)
 
@@ -63,6 +80,12 @@ class ConformanceBase:
             if getattr(self.transport.capabilities, name) != wanted:
                 pytest.skip(f"the transport {self.scheme!r} declares {name}={not wanted}")
 
+    def encrypting(self, settings: LinkSettings) -> LinkSettings:
+        """`settings` with the encryption of this class, unless they have one of their own."""
+        if settings.encryption is not PLAIN:
+            return settings
+        return dataclasses.replace(settings, encryption=self.encryption)
+
     def run(self, test: Coroutine[Any, Any, None]) -> None:
         """Runs `test` in a new event loop; fails when it leaves tasks behind."""
 
@@ -81,7 +104,7 @@ class ConformanceBase:
         self, on_comm: Callable[[Comm], None], settings: LinkSettings = OPEN, host: str = "127.0.0.1"
     ) -> AsyncIterator[Listener]:
         """A listener, closed in the end."""
-        listener = await listen(self.listen_address(host), on_comm, settings)
+        listener = await listen(self.listen_address(host), on_comm, self.encrypting(settings))
         try:
             yield listener
         finally:
@@ -94,7 +117,7 @@ class ConformanceBase:
         """Both ends of a new link, not started: the caller's and the listener's; aborted in the end."""
         arrivals: asyncio.Queue[Comm] = asyncio.Queue()
         async with self.listening(arrivals.put_nowait, listener_settings or settings, host) as listener:
-            ours = await connect(listener.address, settings)
+            ours = await connect(listener.address, self.encrypting(settings))
             try:
                 theirs = await _soon(arrivals.get())
                 try:
@@ -110,8 +133,8 @@ class ConformanceBase:
     ) -> AsyncIterator[tuple[Comm, PeerProcess]]:
         """This side's comm, not started, with `zmqtasks.testing.peer` in `role`; see there."""
         if role.startswith("listen-"):
-            async with PeerProcess(role, self.listen_address(host), settings, prefix) as peer:
-                comm = await connect(await peer.first_line(), settings)
+            async with PeerProcess(role, self.listen_address(host), self.encrypting(settings), prefix) as peer:
+                comm = await connect(await peer.first_line(), self.encrypting(settings))
                 try:
                     yield comm, peer
                 finally:
@@ -120,7 +143,7 @@ class ConformanceBase:
         arrivals: asyncio.Queue[Comm] = asyncio.Queue()
         async with (
             self.listening(arrivals.put_nowait, settings, host) as listener,
-            PeerProcess(role, listener.address, settings, prefix) as peer,
+            PeerProcess(role, listener.address, self.encrypting(settings), prefix) as peer,
         ):
             assert await peer.first_line() == "connected"
             comm = await _soon(arrivals.get())
@@ -147,10 +170,19 @@ class PeerProcess:
     def __init__(self, role: str, address: str, settings: LinkSettings, prefix: tuple[str, ...] = ()) -> None:
         module = [sys.executable, "-m", "zmqtasks.testing.peer", role, address]
         self._command = [*prefix, *module, "--heartbeat", str(settings.heartbeat_s)]
+        self._secret = settings.encryption.secret
+        if self._secret is not None:
+            self._command.append("--encrypted")
         self._process: asyncio.subprocess.Process
 
     async def __aenter__(self) -> PeerProcess:
-        self._process = await asyncio.create_subprocess_exec(*self._command, stdout=subprocess.PIPE)
+        self._process = await asyncio.create_subprocess_exec(
+            *self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert self._process.stdin is not None
+        if self._secret is not None:
+            self._process.stdin.write(self._secret.hex().encode() + b"\n")
+        self._process.stdin.close()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:

@@ -1,4 +1,6 @@
-"""The other end of a link, in a process of its own: `python -m zmqtasks.testing.peer ROLE ADDRESS [--heartbeat S]`.
+"""The other end of a link, in a process of its own: `python -m zmqtasks.testing.peer ROLE ADDRESS [--heartbeat S] [--encrypted]`.
+
+With `--encrypted`, the first line of standard input is the secret of the link, in hexadecimal digits.
 
 The first line of standard output is the address it listens at, or `connected`; the last tells how the comm ended: the
 class of the error, and `by=` where it has one. Roles:
@@ -19,12 +21,13 @@ import asyncio
 import ctypes
 import json
 import signal
+import sys
 
 import uvloop
 
 from zmqtasks.errors import ConnectError
 from zmqtasks.protocol.frames import ALIGNMENT, DATA_LIMITS, MIB
-from zmqtasks.transports import Comm, LinkSettings, connect, listen
+from zmqtasks.transports import Comm, Encryption, LinkSettings, connect, listen
 
 
 class _Peer:
@@ -107,8 +110,11 @@ def main() -> None:
     parser.add_argument("role")
     parser.add_argument("address")
     parser.add_argument("--heartbeat", type=float, default=LinkSettings().heartbeat_s)
+    parser.add_argument("--encrypted", action="store_true")
     options = parser.parse_args()
-    settings = LinkSettings(heartbeat_s=options.heartbeat, limits=DATA_LIMITS)
+    secret = bytes.fromhex(sys.stdin.readline()) if options.encrypted else None
+    encryption = Encryption(secret, same_host=True)
+    settings = LinkSettings(heartbeat_s=options.heartbeat, limits=DATA_LIMITS, encryption=encryption)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C in a terminal is for the test, whose end is the peer's
     error = uvloop.run(_play(options.role, options.address, settings))
     print(type(error).__name__, f"by={getattr(error, 'by', '')}", error, flush=True)

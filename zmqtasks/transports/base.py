@@ -61,6 +61,22 @@ class Capabilities:
 
 
 @dataclass(frozen=True, slots=True)
+class Encryption:
+    """What a transport that `encrypts` makes its keys and certificates of; both ends of a link have the same.
+
+    Each transport derives what it needs from `secret` by a label of its own, so that no key serves two purposes.
+    """
+
+    secret: bytes | None = field(default=None, repr=False)
+    """32 bytes that only the cluster knows; None: links are neither encrypted nor asked to be."""
+    same_host: bool = False
+    """Whether links that cannot leave this host are encrypted as well."""
+
+
+PLAIN = Encryption()
+
+
+@dataclass(frozen=True, slots=True)
 class LinkSettings:
     """Timeouts and sizes of a transport's links; one object for all transports."""
 
@@ -72,6 +88,7 @@ class LinkSettings:
     low_water_bytes: int = 4 << 20
     limits: Limits = field(default=HELLO_LIMITS)
     """In force on a new comm until `set_limits`."""
+    encryption: Encryption = field(default=PLAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +100,8 @@ class CommStatistics:
     bytes_sent: int
     bytes_received: int
     queued_bytes: int
+    credit_bytes: int | None = None
+    """What may still be sent before the peer must grant more; None: the transport has no credits of its own."""
 
 
 class CommHandler(Protocol):
@@ -100,6 +119,10 @@ class Comm(ABC):
 
     local_address: str
     peer_address: str
+    same_host: bool = False
+    """The link cannot leave this host (loopback, say): nothing is gained by encrypting or compressing."""
+    encrypted: bool = False
+    """Nobody on the way can read or change what passes, and both ends have shown that they know the secret."""
 
     @abstractmethod
     def start(self, handler: CommHandler) -> None:

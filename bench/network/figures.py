@@ -1,0 +1,147 @@
+"""What is measured and what comes of it: `measure(plan: Plan) -> Figures` is all that a subject offers.
+
+So that figures of different subjects can be laid beside each other, all of them mean the same:
+
+- *latency*: one message of `size` bytes goes to another process, which sends it back; the next goes when it has come.
+  The time of the whole round trip.
+- *bandwidth*: messages of `size` bytes, all from the same memory, go one way, one after the other; the receiver lets go
+  of each, and answers the last one of a burst by a small message. The time counts up to that answer. Bursts grow (1, 2,
+  4, ... messages) until one takes long enough to be told from noise: `Burst` does that for everyone.
+- *rates*: see `RATES`.
+
+With `plan.hold_gil` a thread in the processes of both ends computes in pure Python all the while (`gil.holding_gil`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
+
+RATES = {
+    "messages_per_s": "messages of 100 bytes, each sent on its own",
+    "batched_messages_per_s": "messages of 100 bytes, in batches of `plan.batch`",
+    "duplex_bytes_per_s": "bytes in both directions together, both ends sending large messages at the same time",
+    "fan_in_bytes_per_s": "bytes from `plan.peers` processes to one, in large messages",
+    "fan_out_bytes_per_s": "bytes from one process to `plan.peers`, in large messages",
+    "fan_in_messages_per_s": "messages of 100 bytes from `plan.peers` processes to one",
+    "fan_out_messages_per_s": "messages of 100 bytes from one process to `plan.peers`",
+    "connects_per_s": "links made one after the other, each used for one round trip and closed",
+}
+"""Names of rates and what they mean; a subject gives those that make sense for it."""
+
+SMALL_BYTES = 100
+"""Of the messages whose rate is measured: about an op."""
+BULK_BYTES = 4 * MIB
+"""Of the large messages of duplex, fan-in and fan-out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to measure in one round of one subject, and for how long."""
+
+    sizes: tuple[int, ...] = (KIB, 64 * KIB, MIB, 64 * MIB)
+    """Message sizes for bandwidth."""
+    latency_sizes: tuple[int, ...] = (1,)
+    """Message sizes for round trips."""
+    round_trips: int = 1000
+    """At most so many per size."""
+    time_s: float = 0.25
+    """About the time for one figure; what is slow ends after it with fewer messages."""
+    batch: int = 1000
+    peers: int = 4
+    rates: tuple[str, ...] = tuple(RATES)
+    """The rates to measure; none while the GIL is held."""
+    hold_gil: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Of one round's times, in microseconds; None where there were too few to tell."""
+
+    count: int
+    minimum: float
+    p50: float
+    p99: float | None
+    p999: float | None
+
+    @classmethod
+    def of(cls, times_s: Sequence[float]) -> Quantiles:
+        """From at least one time in seconds."""
+        ordered = sorted(times_s)
+
+        def at(share: float) -> float | None:
+            if len(ordered) * (1 - share) < 1 - 1e-9:
+                return None
+            return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] * 1e6
+
+        middle = ordered[(len(ordered) - 1) // 2] * 1e6
+        return cls(len(ordered), ordered[0] * 1e6, middle, at(0.99), at(0.999))
+
+
+@dataclass(slots=True)
+class Figures:
+    """What one round of one subject gave."""
+
+    name: str
+    """Of the subject, for people: "tcp", "raw socket"."""
+    settings: dict[str, str | int | float | bool] = field(default_factory=dict)
+    """What tells subjects of one name apart ("encryption": "on"), and what a reader may want to know."""
+    latency_us: dict[int, Quantiles] = field(default_factory=dict)
+    """By message size: whole round trips."""
+    bandwidth: dict[int, float] = field(default_factory=dict)
+    """By message size: bytes/s."""
+    rates: dict[str, float] = field(default_factory=dict)
+    """See `RATES`; bytes/s or 1/s."""
+
+
+class Burst:
+    """How many messages the next burst of a bandwidth figure has, and what the bandwidth came to.
+
+    Use: `burst = Burst(size, plan.time_s)`, then `while burst.going: burst.began(); ...; burst.ended()`, where the dots
+    send `burst.count` messages and wait for the answer.
+    """
+
+    MOST_MESSAGES = 1 << 20
+
+    def __init__(self, size_bytes: int, time_s: float) -> None:
+        self.size_bytes = size_bytes
+        self.count = 1
+        self.going = True
+        self._time_s = time_s
+        self._end = time.perf_counter() + 4 * time_s
+        self._began = 0.0
+        self._best_count = 0
+        self._elapsed_s = math.inf
+
+    def began(self) -> None:
+        """The first message of the burst is about to be sent."""
+        self._began = time.perf_counter()
+
+    def ended(self) -> None:
+        """The answer is here."""
+        now = time.perf_counter()
+        elapsed_s = max(now - self._began, 1e-9)
+        first = self._best_count == 0
+        self._best_count, self._elapsed_s = self.count, elapsed_s
+        # The first burst warms up: buffers, pages, windows. Its time only says how to go on.
+        if first and elapsed_s < 2 * self._time_s:
+            self.count = 1 if elapsed_s > self._time_s / 4 else 2
+        elif elapsed_s >= self._time_s / 2 or self.count >= self.MOST_MESSAGES or now > self._end:
+            self.going = False
+        else:
+            grow = self._time_s / elapsed_s
+            self.count = min(self.MOST_MESSAGES, max(self.count + 1, int(self.count * min(grow, 8.0))))
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes/s of the last burst."""
+        return self._best_count * self.size_bytes / self._elapsed_s
+
+    @property
+    def messages_per_s(self) -> float:
+        """Messages/s of the last burst."""
+        return self._best_count / self._elapsed_s

@@ -1,0 +1,141 @@
+"""Processes at the other end of what is measured: started by `python -m`, gone with whoever started them.
+
+The pipe to a child's standard input stays open for as long as the parent wants it; the child calls `live_with_parent`,
+and ends when that pipe does, however the parent ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import TracebackType
+from typing import IO
+
+START_TIMEOUT_S = 30.0
+"""For a child to import what it needs and say so, on a busy machine."""
+
+
+class MeasuringError(Exception):
+    """A figure could not be taken; the text says of what and why."""
+
+
+class Child:
+    """A process that runs `python -m module *arguments`; killed, and waited for, when the block is left.
+
+    `own_group`: in a process group of its own, which is killed with all that the child has started, and which Ctrl-C in
+    the terminal does not reach.
+    """
+
+    def __init__(self, module: str, *arguments: str, own_group: bool = False, first_line: str = "") -> None:
+        self.module = module
+        self._own_group = own_group
+        self._buffer = b""
+        self._process: subprocess.Popen[bytes] = subprocess.Popen(
+            [sys.executable, "-m", module, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            process_group=0 if own_group else None,
+        )
+        try:
+            if first_line:
+                self.write_line(first_line)
+        except BaseException:
+            self.kill()
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The process number."""
+        return self._process.pid
+
+    @property
+    def _stdin(self) -> IO[bytes]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def _stdout(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def write_line(self, line: str) -> None:
+        """Gives the child a line; MeasuringError when it is gone."""
+        try:
+            self._stdin.write(line.encode() + b"\n")
+            self._stdin.flush()
+        except BrokenPipeError as exc:
+            raise MeasuringError(f"{self.module} has ended early; see what it wrote above") from exc
+
+    def read_line(self, timeout_s: float = START_TIMEOUT_S) -> str:
+        """The next line that the child prints; MeasuringError when it ends before, or none comes in time."""
+        end = time.monotonic() + timeout_s
+        descriptor = self._stdout.fileno()
+        while b"\n" not in self._buffer:
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))
+            if not ready:
+                raise MeasuringError(f"{self.module} said nothing for {timeout_s:.0f} s")
+            data = os.read(descriptor, 1 << 16)
+            if not data:
+                raise MeasuringError(f"{self.module} ended ({_ending(self._process)}); see what it wrote above")
+            self._buffer += data
+        line, _, self._buffer = self._buffer.partition(b"\n")
+        return line.decode()
+
+    def kill(self) -> None:
+        """Ends the child at once and waits for it; idempotent."""
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
+        with contextlib.suppress(ProcessLookupError):
+            if self._own_group:
+                os.killpg(self._process.pid, signal.SIGKILL)  # also what it started, even when it has ended itself
+            else:
+                self._process.kill()
+        self._process.wait(timeout=30)
+        self._stdout.close()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.kill()
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    try:
+        code = process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+        return "it closed its output"
+    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+@contextlib.contextmanager
+def children(count: int, module: str, *arguments: str, first_line: str = "") -> Iterator[list[Child]]:
+    """So many children at the same time."""
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Child(module, *arguments, first_line=first_line)) for _ in range(count)]
+
+
+def live_with_parent(longest_s: float = 600.0) -> None:
+    """In a child: end this process when standard input ends, and after `longest_s` in any case.
+
+    Call it when all lines that the parent gives have been read.
+    """
+    signal.alarm(int(longest_s))
+
+    def wait_for_the_end() -> None:
+        try:
+            while os.read(0, 1 << 12):
+                pass
+        finally:
+            os._exit(0)
+
+    threading.Thread(target=wait_for_the_end, name="lives-with-parent", daemon=True).start()

@@ -8,7 +8,6 @@ process need no key. A `Security` is handed to everything that listens or connec
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import os
 import secrets
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from zmqtasks.errors import SecurityError
+from zmqtasks.transports.derive import derive_key
 
 __all__ = [
     "KEY_FILE_VARIABLE",
@@ -52,9 +52,9 @@ class ClusterKey:
         if not any(raw):
             raise SecurityError("a cluster key of zeros is no secret: make one with ClusterKey.generate()")
         self._raw = bytes(raw)
-        self.cluster_id = _derive(self._raw, _CLUSTER_ID_LABEL)[:CLUSTER_ID_BYTES]
+        self.cluster_id = derive_key(self._raw, _CLUSTER_ID_LABEL)[:CLUSTER_ID_BYTES]
         """Names the cluster on the wire; tells nothing about the key."""
-        self.link_key = _derive(self._raw, _LINK_KEY_LABEL)
+        self.link_key = derive_key(self._raw, _LINK_KEY_LABEL)
         """Authenticates connections: every use of the key has a key of its own."""
 
     @classmethod
@@ -246,9 +246,3 @@ def _check_protected(path: Path, status: os.stat_result) -> None:
         raise SecurityError(
             f"the cluster key {path} belongs to user {status.st_uid}, not to you: use a copy of your own"
         )
-
-
-def _derive(secret: bytes, label: bytes) -> bytes:
-    """HKDF-SHA256 (RFC 5869) without salt, one block of output."""
-    extracted = hmac.digest(bytes(hashlib.sha256().digest_size), secret, "sha256")
-    return hmac.digest(extracted, label + b"\x01", "sha256")

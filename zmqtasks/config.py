@@ -13,6 +13,9 @@ from zmqtasks.errors import ConfigError
 
 PREFIX = "ZMQTASKS_"
 
+ENCRYPTION_MODES = ("auto", "on", "off")
+_CHOICES = {"encryption": ENCRYPTION_MODES}
+
 
 @dataclass(frozen=True, slots=True)
 class Config:
@@ -48,6 +51,8 @@ class Config:
     """Between asking a process to end and killing it."""
     allow_other_python: bool = True
     """Whether nodes with another Python minor version may join (a warning is given in any case)."""
+    encryption: str = "auto"
+    """Which links are encrypted: those that leave the host (auto), all over IP (on), none (off); see `security`."""
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> Config:
@@ -57,11 +62,13 @@ def load_config(environ: Mapping[str, str] | None = None) -> Config:
     for field in fields(Config):
         name = PREFIX + field.name.upper()
         if (text := env.get(name)) is not None:
-            changes[field.name] = _parse(name, text, getattr(Config(), field.name))
+            changes[field.name] = _parse(name, text, getattr(Config(), field.name), _CHOICES.get(field.name))
     return replace(Config(), **changes)  # type: ignore[arg-type]
 
 
-def _parse(name: str, text: str, default: object) -> object:
+def _parse(name: str, text: str, default: object, choices: tuple[str, ...] | None = None) -> object:
+    if choices is not None and text not in choices:
+        raise ConfigError(f"{name}={text!r} is none of {', '.join(choices)}")
     try:
         if isinstance(default, bool):
             return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]

@@ -107,7 +107,9 @@ class Connection(ClusterView):
 
             content = wait_scheduler_file(self._scheduler_file, self._timeout_s or 0.0)
             key = ClusterKey.from_hex(content.key) if content.key else None
-            return (target if isinstance(target, str) else content.address), security or Security(key)
+            return (target if isinstance(target, str) else content.address), security or Security(
+                key, content.encryption or None
+            )
         if target is None:
             self._owned_cluster = self.cluster = target = _local_cluster(**self._cluster_options)
         if isinstance(target, str):

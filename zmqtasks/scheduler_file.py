@@ -38,6 +38,8 @@ class SchedulerFile:
     """The cluster key, hexadecimal; empty for a cluster without one."""
     epoch: int = 0
     pid: int = 0
+    encryption: str = ""
+    """Which links of the cluster are encrypted: `Security.encryption`; empty: not said."""
 
 
 def write_scheduler_file(path: str | os.PathLike[str], content: SchedulerFile) -> None:
@@ -107,7 +109,15 @@ def remove_scheduler_file(path: str | os.PathLike[str], *, pid: int) -> None:
 
 
 def _parse(path: Path, content: Any) -> SchedulerFile:
-    types = {"address": str, "addresses": list, "cluster_id": str, "key": str, "epoch": int, "pid": int}
+    types = {
+        "address": str,
+        "addresses": list,
+        "cluster_id": str,
+        "key": str,
+        "epoch": int,
+        "pid": int,
+        "encryption": str,
+    }
     if not isinstance(content, dict) or "address" not in content:
         raise ConfigError(f"{str(path)!r} is not a scheduler file: it has no address")
     known = {name: value for name, value in content.items() if name in types}

@@ -2,8 +2,8 @@
 
 One key of 32 random bytes authenticates both sides of every connection (see `protocol.handshake`). It lives in a file
 that only its owner can read; a scheduler makes the file, everybody else loads it or waits for it. Links inside one
-process need no key. A `Security` is handed to everything that listens or connects, so that later kinds of protection
-(encryption, say) have their place.
+process need no key. A `Security` is handed to everything that listens or connects: it says with what links authenticate,
+and which of them are encrypted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from zmqtasks.errors import SecurityError
+from zmqtasks.config import ENCRYPTION_MODES
+from zmqtasks.errors import ConfigError, SecurityError
+from zmqtasks.transports.base import PLAIN, Encryption
 from zmqtasks.transports.derive import derive_key
 
 __all__ = [
@@ -36,6 +38,7 @@ KEY_FILE_VARIABLE = "ZMQTASKS_KEY_FILE"
 
 _CLUSTER_ID_LABEL = b"zmqtasks cluster id v1"
 _LINK_KEY_LABEL = b"zmqtasks link authentication v1"
+_ENCRYPTION_LABEL = b"zmqtasks link encryption v1"
 _POLL_S = 0.05
 _FILE_LIMIT_BYTES = 4096
 
@@ -43,7 +46,7 @@ _FILE_LIMIT_BYTES = 4096
 class ClusterKey:
     """The secret of a cluster; printing it shows the cluster id only."""
 
-    __slots__ = ("_raw", "cluster_id", "link_key")
+    __slots__ = ("_raw", "cluster_id", "encryption_secret", "link_key")
 
     def __init__(self, raw: bytes) -> None:
         """Takes 32 secret bytes; raises SecurityError for any other length, or all zeros."""
@@ -56,6 +59,8 @@ class ClusterKey:
         """Names the cluster on the wire; tells nothing about the key."""
         self.link_key = derive_key(self._raw, _LINK_KEY_LABEL)
         """Authenticates connections: every use of the key has a key of its own."""
+        self.encryption_secret = derive_key(self._raw, _ENCRYPTION_LABEL)
+        """What transports that encrypt make their keys of."""
 
     @classmethod
     def generate(cls) -> ClusterKey:
@@ -108,6 +113,18 @@ class Security:
     """How a node protects its links; given to everything that listens or connects."""
 
     key: ClusterKey | None
+    encryption: str | None = None
+    """Which links are encrypted; the same on all nodes of a cluster.
+
+    - "auto": those that can leave the host;
+    - "on": those too that go over IP and stay on the host;
+    - "off": none: who can reach the network is trusted;
+    - None: as `Config.encryption` says, which is "auto" unless `ZMQTASKS_ENCRYPTION` has another.
+    """
+
+    def __post_init__(self) -> None:
+        if self.encryption is not None:
+            _check_mode(self.encryption)
 
     @classmethod
     def default(cls, create: bool = False) -> Security:
@@ -125,6 +142,17 @@ class Security:
         """Names the cluster; zeros without a key."""
         return self.key.cluster_id if self.key is not None else _IN_PROCESS.cluster_id
 
+    def encryption_mode(self, default: str) -> str:
+        """One of `ENCRYPTION_MODES`: this one's, or `default` (that of the configuration)."""
+        return self.encryption or _check_mode(default)
+
+    def link_encryption(self, default: str) -> Encryption:
+        """What transports encrypt with, if they do; `default` as in `encryption_mode`."""
+        mode = self.encryption_mode(default)
+        if self.key is None or mode == "off":
+            return PLAIN
+        return Encryption(self.key.encryption_secret, same_host=mode == "on")
+
     def link_identity(self, address: str, crosses_processes: bool) -> LinkIdentity:
         """What links at `address` authenticate with; raises SecurityError when a key is needed and there is none."""
         if not crosses_processes:
@@ -135,6 +163,12 @@ class Security:
                 f"use Security.default(), or Security(ClusterKey.generate()), in place of Security.none()"
             )
         return LinkIdentity(self.key.cluster_id, self.key.link_key)
+
+
+def _check_mode(mode: str) -> str:
+    if mode not in ENCRYPTION_MODES:
+        raise ConfigError(f"encryption={mode!r} is none of {', '.join(ENCRYPTION_MODES)}")
+    return mode
 
 
 def default_key_path() -> Path:

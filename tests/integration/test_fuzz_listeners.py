@@ -154,7 +154,7 @@ class Stranger:
 
 async def framed(address: str, messages: list[list[bytes]], rng: random.Random) -> None:
     """A comm that sends messages one after the other, each after an answer to the one before (or a while)."""
-    comm = await registry.connect(address, link_settings(CONFIG))
+    comm = await registry.connect(address, link_settings(CONFIG, Security.none()))
     stranger = Stranger()
     comm.start(stranger)
     try:

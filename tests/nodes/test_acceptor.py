@@ -47,7 +47,7 @@ class Bare:
 
     @classmethod
     async def to(cls, address: str) -> Bare:
-        return cls(await registry.connect(address, links.link_settings(CONFIG)))
+        return cls(await registry.connect(address, links.link_settings(CONFIG, Security.none())))
 
     def message_received(self, frames: list[memoryview]) -> None:
         self.messages.append(frames)

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from zmqtasks.config import ENCRYPTION_MODES
 from zmqtasks.deploy.serve import Node, run_loop, serve, stop_on_signals
 from zmqtasks.errors import ConfigError
 from zmqtasks.logs import LEVELS, configure_logging
@@ -33,6 +34,12 @@ key_file_option = click.option(
 scheduler_file_option = click.option(
     "--scheduler-file", type=click.Path(dir_okay=False), help="File with the scheduler's address and the cluster key."
 )
+encryption_option = click.option(
+    "--encryption",
+    type=click.Choice(ENCRYPTION_MODES),
+    help="Links to encrypt, the same on all nodes: those that leave the host (auto, the default), all over IP (on), "
+    "none (off: who can reach the network is trusted). Default: the scheduler file's, else $ZMQTASKS_ENCRYPTION.",
+)
 log_level_option = click.option(
     "--log-level",
     type=click.Choice(LEVELS, case_sensitive=False),
@@ -51,7 +58,11 @@ class Target:
 
 
 def find_scheduler(
-    address: str | None, scheduler_file: str | None, key_file: str | None, wait_s: float = FILE_WAIT_S
+    address: str | None,
+    scheduler_file: str | None,
+    key_file: str | None,
+    wait_s: float = FILE_WAIT_S,
+    encryption: str | None = None,
 ) -> Target:
     """The scheduler that ADDRESS or --scheduler-file names; files that are not there yet are waited for."""
     content: SchedulerFile | None = None
@@ -59,15 +70,16 @@ def find_scheduler(
         _announce_wait(Path(scheduler_file).expanduser(), wait_s)
         content = wait_scheduler_file(scheduler_file, wait_s)
         address = address or content.address
+        encryption = encryption or content.encryption or None
     if not address:
         raise ConfigError("which scheduler? Give its ADDRESS, as in tcp://127.0.0.1:8786, or --scheduler-file")
     if "://" not in address:
         address = f"tcp://{address}"
     if content and content.key and not key_file:
-        return Target(address, Security(ClusterKey.from_hex(content.key)))
+        return Target(address, Security(ClusterKey.from_hex(content.key), encryption))
     key_path = Path(key_file or default_key_path())
     _announce_wait(key_path, wait_s)
-    return Target(address, Security(wait_for_key(key_path, wait_s)))
+    return Target(address, Security(wait_for_key(key_path, wait_s), encryption))
 
 
 def _announce_wait(path: Path, wait_s: float) -> None:
@@ -75,9 +87,21 @@ def _announce_wait(path: Path, wait_s: float) -> None:
         click.echo(f"zmqtasks: waiting up to {wait_s:g} s for {path}, which the scheduler writes", err=True)
 
 
-def scheduler_security(key_file: str | None) -> Security:
-    """The key that a scheduler uses; made when the file does not exist."""
-    return Security(create_key(Path(key_file) if key_file else default_key_path()))
+@dataclass(frozen=True)
+class SchedulerKey:
+    """The key that a scheduler uses, and where it is."""
+
+    security: Security
+    path: Path
+    made: bool
+    """There was none before."""
+
+
+def scheduler_key(key_file: str | None, encryption: str | None) -> SchedulerKey:
+    """The key in `key_file` (default: where the user's is), which is made when there is none."""
+    path = Path(key_file).expanduser() if key_file else default_key_path()
+    made = not path.exists()
+    return SchedulerKey(Security(create_key(path), encryption), path, made)
 
 
 def listen_address(protocol: str, host: str, port: int) -> str:

@@ -10,12 +10,13 @@ import click
 from zmqtasks.cli.options import (
     DEFAULT_PORT,
     PROTOCOLS,
+    encryption_option,
     key_file_option,
     listen_address,
     log_level_option,
     run_node,
     scheduler_file_option,
-    scheduler_security,
+    scheduler_key,
 )
 from zmqtasks.config import load_config
 from zmqtasks.deploy.serve import calm_collector
@@ -45,9 +46,16 @@ log = logging.getLogger(__name__)
 )
 @scheduler_file_option
 @key_file_option
+@encryption_option
 @log_level_option
 def scheduler(
-    host: str, port: int, protocol: str, scheduler_file: str | None, key_file: str | None, log_level: str
+    host: str,
+    port: int,
+    protocol: str,
+    scheduler_file: str | None,
+    key_file: str | None,
+    encryption: str | None,
+    log_level: str,
 ) -> int:
     """Start a scheduler and run it until Ctrl-C.
 
@@ -56,23 +64,31 @@ def scheduler(
     """
     from zmqtasks.nodes.scheduler.node import SchedulerNode
 
-    security = scheduler_security(key_file)
+    key = scheduler_key(key_file, encryption)
 
     def make() -> SchedulerNode:
         return SchedulerNode(
             [listen_address(protocol, host, port)],
-            security=security,
+            security=key.security,
             config=load_config(),
             scheduler_file=scheduler_file,
         )
 
     def ready(node: SchedulerNode) -> None:
         calm_collector()
+        if key.made:
+            log.info("made the cluster key %s", key.path)
         for address in node.addresses:
             log.info("listens at %s; start workers with: zmqtasks worker %s", address, address)
         if protocol == "unix":
             log.info("only this user on this machine can connect; --protocol tcp --host 0.0.0.0 opens it to others")
         elif host in ("127.0.0.1", "localhost", "::1"):
             log.info("only this machine can connect; --host 0.0.0.0 opens it to others")
+        else:
+            log.info(
+                "nodes on other machines need a copy of the cluster key %s (mode 0600), at the same place", key.path
+            )
+            if key.security.encryption_mode(node.config.encryption) == "off":
+                log.warning("links are not encrypted: who can reach the network sees all that passes")
 
     return run_node("scheduler", log_level, make, ready)

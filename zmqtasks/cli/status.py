@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from zmqtasks.cli.options import find_scheduler, key_file_option, scheduler_file_option
+from zmqtasks.cli.options import encryption_option, find_scheduler, key_file_option, scheduler_file_option
 from zmqtasks.config import load_config
 from zmqtasks.deploy.serve import run_loop
 
@@ -20,12 +20,15 @@ WAIT_S = 0.0
 @click.argument("address", required=False)
 @scheduler_file_option
 @key_file_option
+@encryption_option
 @click.option("--json", "as_json", is_flag=True, help="Everything, for programs.")
-def status(address: str | None, scheduler_file: str | None, key_file: str | None, as_json: bool) -> int:
+def status(
+    address: str | None, scheduler_file: str | None, key_file: str | None, encryption: str | None, as_json: bool
+) -> int:
     """Show workers, tasks and memory of the cluster at ADDRESS (or in --scheduler-file)."""
     from zmqtasks.deploy.ask import ask
 
-    target = find_scheduler(address, scheduler_file, key_file, WAIT_S)
+    target = find_scheduler(address, scheduler_file, key_file, WAIT_S, encryption)
     info = run_loop(ask(target.address, "scheduler_info", security=target.security, config=load_config()))
     info["address"] = target.address
     if as_json:

@@ -9,6 +9,7 @@ import click
 
 from zmqtasks.cli.options import (
     PROTOCOLS,
+    encryption_option,
     find_scheduler,
     key_file_option,
     log_level_option,
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 @click.option("--protocol", type=click.Choice(PROTOCOLS), help="For data between workers (default: the scheduler's).")
 @click.option("--nanny/--no-nanny", default=True, help="Whether a nanny watches and restarts the worker processes.")
 @key_file_option
+@encryption_option
 @log_level_option
 def worker(
     address: str | None,
@@ -57,6 +59,7 @@ def worker(
     protocol: str | None,
     nanny: bool,
     key_file: str | None,
+    encryption: str | None,
     log_level: str,
 ) -> int:
     """Start workers for the scheduler at ADDRESS (or in --scheduler-file) and run them until Ctrl-C."""
@@ -65,7 +68,7 @@ def worker(
     threads = nthreads or max(1, available_cpus() // nworkers)
     limit_bytes = parse_memory_limit(memory_limit, threads, nworkers)
     amounts = parse_resources(resources)
-    target = find_scheduler(address, scheduler_file, key_file)
+    target = find_scheduler(address, scheduler_file, key_file, encryption=encryption)
 
     def make_nanny() -> Node:
         from zmqtasks.nodes.nanny.node import NannyNode

@@ -178,7 +178,7 @@ async def _scheduler_address(parent: ParentPipe) -> str:
 def _security(settings: Settings) -> Any:
     from zmqtasks.security import ClusterKey, Security
 
-    return Security(ClusterKey(bytes.fromhex(settings["key"])))
+    return Security(ClusterKey(bytes.fromhex(settings["key"])), settings["encryption"])
 
 
 def _replace_descriptor(descriptor: int, path: str, flags: int) -> None:

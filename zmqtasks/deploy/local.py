@@ -46,7 +46,8 @@ class LocalCluster:
         host: The interface to listen on (default: loopback); not with `unix`, which is for this machine only.
         scheduler_port: 0 for any free one; not with `unix`.
         asynchronous: For use in an event loop: `async with LocalCluster(asynchronous=True) as cluster`.
-        security: The cluster key (default: a new one, known to this cluster alone).
+        security: The cluster key, and which links are encrypted (default: a new key, known to this cluster alone, and
+            links that leave the host).
         resources: What tasks may ask for, of each worker.
         local_directory: Where workers keep files.
         silence_logs: The least level of log lines that the processes print to stderr.
@@ -204,7 +205,12 @@ class _Processes:
         self, address: str, security: Security, config: Config, nanny: dict[str, Any], log_level: int | str
     ) -> None:
         assert security.key is not None
-        common: dict[str, Any] = {"key": security.key.hex(), "config": asdict(config), "log_level": log_level}
+        common: dict[str, Any] = {
+            "key": security.key.hex(),
+            "encryption": security.encryption,
+            "config": asdict(config),
+            "log_level": log_level,
+        }
         self._settings: dict[str, dict[str, Any]] = {
             "scheduler": {**common, "addresses": [address], "scheduler_file": None},
             "nanny": {**common, "nanny": nanny},

@@ -121,7 +121,7 @@ class Acceptor:
         def on_comm(comm: Comm) -> None:
             self._on_comm(comm, identity, crosses)
 
-        listener = await registry.listen(address, on_comm, link_settings(self._config))
+        listener = await registry.listen(address, on_comm, link_settings(self._config, self._security))
         self._listeners.append(listener)
         return listener.address
 

@@ -72,7 +72,7 @@ async def dial(address: str, request: LinkRequest, *, security: Security, config
     scheme, _ = split_scheme(address)
     transport = registry.get_transport(scheme)
     identity = security.link_identity(address, transport.capabilities.crosses_processes)
-    comm = await transport.connect(address, link_settings(config))
+    comm = await transport.connect(address, link_settings(config, security))
     handshake = ConnectorHandshake(
         request,
         cluster_id=identity.cluster_id,
@@ -152,9 +152,14 @@ class _Greeter:
             pass  # comm_ended is on its way
 
 
-def link_settings(config: Config) -> LinkSettings:
+def link_settings(config: Config, security: Security) -> LinkSettings:
     """The transports' settings for a node with this configuration: tiny limits until the handshake is done."""
-    return LinkSettings(connect_timeout_s=config.connect_timeout_s, heartbeat_s=config.heartbeat_s, limits=HELLO_LIMITS)
+    return LinkSettings(
+        connect_timeout_s=config.connect_timeout_s,
+        heartbeat_s=config.heartbeat_s,
+        limits=HELLO_LIMITS,
+        encryption=security.link_encryption(config.encryption),
+    )
 
 
 @functools.cache

@@ -65,6 +65,7 @@ class NannyNode:
         self._address = ""
         self._settings: dict[str, Any] = {
             "key": security.key.hex() if security.key is not None else None,
+            "encryption": security.encryption,
             "config": dataclasses.asdict(config),
             "nthreads": nthreads,
             "memory_limit_bytes": memory_limit_bytes,

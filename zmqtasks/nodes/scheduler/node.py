@@ -22,6 +22,7 @@ from zmqtasks.config import Config
 from zmqtasks.errors import CommError, ConnectionRefusedByPeerError, ProtocolError
 from zmqtasks.ids import new_instance_id
 from zmqtasks.nodes.channel import Acceptor, Admission, Channel, PeerInfo, Refusal
+from zmqtasks.nodes.links import link_settings
 from zmqtasks.nodes.scheduler.machine import SchedulerMachine
 from zmqtasks.nodes.scheduler.state import ClientState, NannyState, WorkerState
 from zmqtasks.protocol.ops import (
@@ -39,7 +40,6 @@ from zmqtasks.protocol.ops import (
 from zmqtasks.scheduler_file import SchedulerFile, remove_scheduler_file, write_scheduler_file
 from zmqtasks.security import Security
 from zmqtasks.transports import registry
-from zmqtasks.transports.base import LinkSettings
 
 log = logging.getLogger(__name__)
 
@@ -128,6 +128,7 @@ class SchedulerNode:
                     address=self.address,
                     addresses=self.addresses,
                     cluster_id=self.security.cluster_id.hex(),
+                    encryption=self.security.encryption_mode(self.config.encryption),
                     key=key.hex() if key is not None else "",
                     epoch=self.epoch,
                     pid=os.getpid(),
@@ -244,7 +245,7 @@ class SchedulerNode:
 
     async def _probe(self, worker: WorkerState) -> None:
         """Tries the listener of a worker with a lost link: refused means that the process is gone."""
-        settings = LinkSettings(connect_timeout_s=self.config.connect_timeout_s)
+        settings = link_settings(self.config, self.security)
         while worker.lost_at is not None and worker.session in self.machine.state.workers:
             try:
                 comm = await registry.connect(worker.address, settings)

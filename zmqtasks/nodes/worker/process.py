@@ -133,7 +133,7 @@ async def _serve(settings: dict[str, Any], lines: _Lines) -> int:
         return 0
     node = WorkerNode(
         address["scheduler_address"],
-        security=Security(ClusterKey.from_hex(settings["key"]) if settings["key"] else None),
+        security=Security(ClusterKey.from_hex(settings["key"]) if settings["key"] else None, settings["encryption"]),
         config=Config(**settings["config"]),
         name=settings["name"],
         nthreads=settings["nthreads"],

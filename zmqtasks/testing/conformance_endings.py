@@ -197,7 +197,7 @@ class AddressTests(ConformanceBase):
                 address = listener.address
             async with asyncio.timeout(5):
                 with pytest.raises(ConnectionRefusedByPeerError) as caught:
-                    await connect(address, OPEN)
+                    await connect(address, self.encrypting(OPEN))
             assert address in str(caught.value)
 
         self.run(test())
@@ -212,9 +212,9 @@ class AddressTests(ConformanceBase):
                 async with self.listening(_ignore) as listener:
                     address = listener.address
                     with pytest.raises(ConnectError) as caught:
-                        await listen(address, _ignore, OPEN)
+                        await listen(address, _ignore, self.encrypting(OPEN))
                     assert address in str(caught.value)
-                again = await listen(address, _ignore, OPEN)
+                again = await listen(address, _ignore, self.encrypting(OPEN))
                 assert again.address == address
                 await again.close()
                 await again.close()
@@ -229,7 +229,7 @@ class AddressTests(ConformanceBase):
         async def test() -> None:
             arrivals: asyncio.Queue[Comm] = asyncio.Queue()
             async with self.listening(arrivals.put_nowait) as listener:
-                ours = await connect(listener.address, OPEN)
+                ours = await connect(listener.address, self.encrypting(OPEN))
                 theirs = await arrivals.get()
             Recorder(theirs, theirs.send)
             here = Recorder(ours)
@@ -253,13 +253,13 @@ class AddressTests(ConformanceBase):
 
             async with self.listening(fail_first) as listener:
                 try:
-                    turned_away = await connect(listener.address, OPEN)
+                    turned_away = await connect(listener.address, self.encrypting(OPEN))
                 except ConnectionRefusedByPeerError:
                     pass  # a transport may know at once, or see it as a break
                 else:
                     assert isinstance(await Recorder(turned_away).wait_end(), CommBrokenError)
                     await turned_away.close()
-                ours = await connect(listener.address, OPEN)
+                ours = await connect(listener.address, self.encrypting(OPEN))
                 await wait_until(lambda: len(arrivals) == 2, "the second comm did not arrive")
                 await ours.close()
                 for comm in arrivals:
@@ -291,7 +291,7 @@ class AddressTests(ConformanceBase):
                 async with self.listening(_end_soon, host=host) as listener:
                     assert "0.0.0.0" not in listener.address
                     assert "[::]" not in listener.address
-                    await end(await connect(listener.address, OPEN))
+                    await end(await connect(listener.address, self.encrypting(OPEN)))
 
         self.run(test())
 
@@ -311,7 +311,9 @@ class NumberTests(ConformanceBase):
                 Recorder(comm, comm.send)
 
             async with self.listening(echo) as listener:
-                comms = await asyncio.gather(*(connect(listener.address, OPEN) for _ in range(_AT_ONCE)))
+                comms = await asyncio.gather(
+                    *(connect(listener.address, self.encrypting(OPEN)) for _ in range(_AT_ONCE))
+                )
                 recorders = [Recorder(comm) for comm in comms]
                 for number, comm in enumerate(comms):
                     comm.send([b"%d" % number, bytes(10_000)])
@@ -334,7 +336,7 @@ class NumberTests(ConformanceBase):
             async with self.listening(serve) as listener:
 
                 async def cycle(number: int) -> None:
-                    comm = await connect(listener.address, OPEN)
+                    comm = await connect(listener.address, self.encrypting(OPEN))
                     recorder = Recorder(comm)
                     comm.send([b"x" * 100])
                     await recorder.wait_messages(1)

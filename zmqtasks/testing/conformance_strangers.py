@@ -58,7 +58,10 @@ class DeclarationTests(ConformanceBase):
         """Another process can connect if, and only if, the transport says that it crosses processes."""
 
         async def test() -> None:
-            async with self.listening(_serve) as listener, PeerProcess("close", listener.address, OPEN) as peer:
+            async with (
+                self.listening(_serve) as listener,
+                PeerProcess("close", listener.address, self.encrypting(OPEN)) as peer,
+            ):
                 words = await peer.last_words()
                 refused = "ConnectionRefused" in words or "ConnectError" in words
                 assert refused != self.transport.capabilities.crosses_processes, words
@@ -141,7 +144,7 @@ class StrangerTests(ConformanceBase):
                 where = parse_host_port(listener.address)
                 reader, writer = await asyncio.open_connection(where.host, where.port)
                 writer.write(_STRANGERS[greeting])
-                friend = await connect(listener.address, OPEN)
+                friend = await connect(listener.address, self.encrypting(OPEN))
                 here = Recorder(friend)
                 friend.send([b"served all the same"])
                 await here.wait_messages(1)
@@ -180,7 +183,7 @@ class StrangerTests(ConformanceBase):
                 address = str(HostPort(self.scheme, "127.0.0.1", server.sockets[0].getsockname()[1]))
                 async with asyncio.timeout(DEADLINE_S):
                     with pytest.raises(ConnectError) as caught:
-                        await connect(address, LinkSettings(connect_timeout_s=3))
+                        await connect(address, self.encrypting(LinkSettings(connect_timeout_s=3)))
                 assert address in str(caught.value)
 
         self.run(test())
@@ -194,7 +197,7 @@ class StrangerTests(ConformanceBase):
                 loop = asyncio.get_running_loop()
                 begin = loop.time()
                 with pytest.raises(ConnectTimeoutError) as caught:
-                    await connect(address, _IMPATIENT)
+                    await connect(address, self.encrypting(_IMPATIENT))
                 assert 0.4 < loop.time() - begin < 5
                 assert address in str(caught.value)
 
@@ -208,7 +211,7 @@ class StrangerTests(ConformanceBase):
             async with self.silent_address() as address:
                 before: list[int] = []
                 for delay_s in (0.02, 0.0, 0.0, 0.01, 0.02):
-                    connecting = asyncio.create_task(connect(address, OPEN))
+                    connecting = asyncio.create_task(connect(address, self.encrypting(OPEN)))
                     await asyncio.sleep(delay_s)
                     connecting.cancel()
                     with pytest.raises(asyncio.CancelledError):
@@ -230,7 +233,7 @@ class StrangerTests(ConformanceBase):
 
         async def test() -> None:
             with pytest.raises(AddressError, match=r"127|::1|a b"):
-                await connect(address, _IMPATIENT)
+                await connect(address, self.encrypting(_IMPATIENT))
 
         self.run(test())
 

@@ -42,6 +42,7 @@ from zmqtasks.protocol.ops import (
 )
 from zmqtasks.protocol.payload import Payload
 from zmqtasks.security import Security
+from zmqtasks.transports.address import split_scheme
 from zmqtasks.transports.base import Comm
 
 _log = logging.getLogger(__name__)
@@ -54,6 +55,17 @@ class Fetched(msgspec.Struct):
     missing: list[Key]
     failed: dict[Key, str]
     """Why a value that is held could not be sent."""
+
+
+class LinkFacts(msgspec.Struct, frozen=True):
+    """How an open data link travels."""
+
+    transport: str
+    """The scheme of what carries the bytes, whatever the address said."""
+    local_address: str
+    peer_address: str
+    same_host: bool
+    encrypted: bool
 
 
 class DataPool:
@@ -82,6 +94,10 @@ class DataPool:
     def addresses(self) -> list[str]:
         """Addresses with an open link, the least recently used first."""
         return list(self._links)
+
+    def about(self, address: str) -> LinkFacts:
+        """How the open link to `address` travels; KeyError when there is none."""
+        return self._links[address].facts
 
     async def get(self, address: str, keys: list[Key]) -> Fetched:
         """The values of `keys` from the node at `address`.
@@ -209,6 +225,12 @@ class _AskingLink:
     @property
     def received_bytes(self) -> int:
         return self._comm.statistics().bytes_received
+
+    @property
+    def facts(self) -> LinkFacts:
+        comm = self._comm
+        scheme, _ = split_scheme(comm.peer_address)
+        return LinkFacts(scheme, comm.local_address, comm.peer_address, comm.same_host, comm.encrypted)
 
     def start(self, ended: Exception | None) -> None:
         self._comm.set_handler(self)

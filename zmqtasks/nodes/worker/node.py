@@ -219,6 +219,11 @@ class WorkerNode:
         return self._pool.received_bytes
 
     @property
+    def data_pool(self) -> DataPool:
+        """Its data links to other workers; for use in `loop` only."""
+        return self._pool
+
+    @property
     def channel(self) -> Channel:
         """The control link to the scheduler."""
         assert self._channel is not None

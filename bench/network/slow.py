@@ -1,0 +1,311 @@
+"""Which hosts, workers and links of a matrix are slow, said in a sentence each.
+
+Theory of operation
+-------------------
+Figures are compared as logarithms: half and twice the bandwidth are equally far off. There is no table of what a network
+should give; links are compared with other links of the same matrix, those inside of hosts and those between hosts apart.
+
+*A host* (or, where hosts have several workers, a worker) is suspected when the median of its links is slower by `FACTORS`,
+and clearly beyond the noise, than the median of the links that it has no part in. Leaving its own links out of the
+comparison is what makes this work in small clusters: with four hosts, half of all links are those of a slow one. The worst
+suspect is named if most of its links are slow, its links are left out of everything that follows, and the others are looked
+at again. Sending and receiving are looked at apart: a host may be slow in one direction only.
+
+*A link* is named when it is slow and neither of its ends has been. With two workers there is nothing to compare with but
+the way back.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from .pairs import Link
+from .wording import bandwidth_text, time_text
+
+FACTORS = {"bandwidth": 1.5, "latency": 2.0}
+"""What is slower by less is not named: 1.5 is more than processors and placement explain, and the way through one more
+switch may double a latency of 2 us, never one of 100."""
+NOISE = 4.0
+"""How many standard deviations (by the median absolute deviation, MAD) it must be off too."""
+LEAST_DEVIATION = 0.1
+"""Of logarithms: figures of a calm network agree within 10 %, by chance even better."""
+MOST = 2 / 3
+"""Of a host's links must be slow for the host to be named."""
+LISTED = 10
+"""Links named one by one; the rest is counted."""
+MAD_TO_DEVIATION = 1.4826
+"""Of a normal distribution."""
+
+
+class Finding(msgspec.Struct, kw_only=True):
+    """One thing that was found."""
+
+    kind: str
+    """"host", "worker", "link", "asymmetry", "failed" or "note"."""
+    names: list[str]
+    """The host, the worker, or source and target of the link."""
+    metric: str = ""
+    """"bandwidth" or "latency"."""
+    direction: str = ""
+    """"sending", "receiving" or "both", of hosts and workers."""
+    factor: float = 0.0
+    """How many times slower."""
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Figure:
+    """One metric of a link as a logarithm of slowness: larger is slower."""
+
+    source: int
+    target: int
+    log: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Suspect:
+    name: str
+    direction: str
+    excess: float
+    """Logarithm of the factor."""
+    mine: float
+    others: float
+
+
+def judge(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]) -> list[Finding]:
+    """What the figures say, the worst first: failures, hosts, workers, links, asymmetries, remarks."""
+    findings = _failures(workers, hosts, links)
+    slow: list[Finding] = []
+    odd: list[Finding] = []
+    for inside in (False, True):
+        chosen = [each for each in links if (hosts[each.source] == hosts[each.target]) == inside]
+        for metric in FACTORS:
+            more, asymmetric = _Judge(workers, hosts, metric, inside).findings(chosen)
+            slow += more
+            odd += asymmetric
+    order = ("host", "worker", "link")
+    slow.sort(key=lambda finding: (order.index(finding.kind), -finding.factor))
+    return [*findings, *slow, *odd, *_remarks(workers, hosts, links)]
+
+
+class _Judge:
+    """Of one metric, among links inside of hosts or between them."""
+
+    def __init__(self, workers: Sequence[str], hosts: Sequence[str], metric: str, inside: bool) -> None:
+        self._workers = workers
+        self._hosts = hosts
+        self._metric = metric
+        self._factor = math.log(FACTORS[metric])
+        self._inside = inside
+
+    def findings(self, links: Iterable[Link]) -> tuple[list[Finding], list[Finding]]:
+        """Slow hosts, workers and links; asymmetries of what has not been named."""
+        figures = [figure for link in links if (figure := self._figure(link)) is not None]
+        found: list[Finding] = []
+        if not self._inside:
+            more, figures = self._name_ends("host", lambda worker: self._hosts[worker], figures)
+            found += more
+        if self._inside or len(set(self._hosts)) < len(self._hosts):
+            more, figures = self._name_ends("worker", lambda worker: self._workers[worker], figures)
+            found += more
+        slow = self._slow_links(figures)
+        found += self._links_text(slow, figures)
+        named = {(figure.source, figure.target) for figure in slow}
+        return found, self._asymmetries(figures, named)
+
+    def _figure(self, link: Link) -> _Figure | None:
+        value = link.bandwidth if self._metric == "bandwidth" else link.latency_us
+        if not value:
+            return None
+        return _Figure(link.source, link.target, -math.log(value) if self._metric == "bandwidth" else math.log(value))
+
+    # Hosts and workers
+
+    def _name_ends(
+        self, kind: str, name_of: Callable[[int], str], figures: list[_Figure]
+    ) -> tuple[list[Finding], list[_Figure]]:
+        """Names the slow ones, the worst first; what is left is the links that none of them has a part in."""
+        found: list[Finding] = []
+        while True:
+            names = sorted({name_of(end) for figure in figures for end in (figure.source, figure.target)})
+            suspects = [one for name in names if (one := self._suspect(name, name_of, figures)) is not None]
+            worst = max(suspects, key=lambda suspect: suspect.excess, default=None)
+            if worst is None:
+                return found, figures
+            found.append(self._end_text(kind, worst))
+            figures = [
+                figure
+                for figure in figures
+                if not (
+                    (worst.direction != "receiving" and name_of(figure.source) == worst.name)
+                    or (worst.direction != "sending" and name_of(figure.target) == worst.name)
+                )
+            ]
+
+    def _suspect(self, name: str, name_of: Callable[[int], str], figures: list[_Figure]) -> _Suspect | None:
+        sends = [figure.log for figure in figures if name_of(figure.source) == name != name_of(figure.target)]
+        receives = [figure.log for figure in figures if name_of(figure.target) == name != name_of(figure.source)]
+        others = [figure.log for figure in figures if name not in (name_of(figure.source), name_of(figure.target))]
+        slow_sends, slow_receives = self._all_slow(sends, others), self._all_slow(receives, others)
+        # One that is mute in one direction is judged by the other.
+        if (slow_sends or not sends) and (slow_receives or not receives):
+            direction, mine = "both", sends + receives
+        elif slow_sends:
+            direction, mine = "sending", sends
+        elif slow_receives:
+            direction, mine = "receiving", receives
+        else:
+            return None
+        if not mine or len({name_of(end) for f in figures for end in (f.source, f.target)} - {name}) < 2:
+            return None
+        middle, reference = statistics.median(mine), statistics.median(others)
+        return _Suspect(name, direction, middle - reference, middle, reference)
+
+    def _all_slow(self, mine: list[float], others: list[float]) -> bool:
+        """Whether these links are slow beside the others: their median, and most of them."""
+        if not mine or not others:
+            return False
+        limit = statistics.median(others) + self._margin(others)
+        return statistics.median(mine) > limit and sum(log > limit for log in mine) >= MOST * len(mine)
+
+    def _margin(self, logs: list[float]) -> float:
+        """How much slower than their median is slow."""
+        middle = statistics.median(logs)
+        deviation = MAD_TO_DEVIATION * statistics.median(abs(log - middle) for log in logs)
+        return max(self._factor, NOISE * max(deviation, LEAST_DEVIATION))
+
+    def _end_text(self, kind: str, suspect: _Suspect) -> Finding:
+        factor = math.exp(suspect.excess)
+        what = {"sending": "what it sends", "receiving": "what it receives", "both": "what it sends and receives"}
+        way = what[suspect.direction] + (" within the host" if self._inside else "")
+        text = (
+            f"{kind} {suspect.name} is slow: {self._metric} {self._text(suspect.mine)} in {way}, "
+            f"{self._text(suspect.others)} between the others ({_times(factor)} slower)"
+        )
+        return Finding(
+            kind=kind,
+            names=[suspect.name],
+            metric=self._metric,
+            direction=suspect.direction,
+            factor=factor,
+            text=text,
+        )
+
+    # Links
+
+    def _slow_links(self, figures: list[_Figure]) -> list[_Figure]:
+        if len({frozenset((figure.source, figure.target)) for figure in figures}) < 3:
+            return []  # which of two would be the slow one?
+        logs = [figure.log for figure in figures]
+        limit = statistics.median(logs) + self._margin(logs)
+        return sorted((figure for figure in figures if figure.log > limit), key=lambda figure: -figure.log)
+
+    def _links_text(self, slow: list[_Figure], figures: list[_Figure]) -> list[Finding]:
+        if not slow:
+            return []
+        middle = statistics.median(figure.log for figure in figures)
+        by_pair = {(figure.source, figure.target): figure for figure in slow}
+        found: list[Finding] = []
+        for figure in slow:
+            if by_pair.pop((figure.source, figure.target), None) is None:
+                continue  # named with its way back
+            back = by_pair.pop((figure.target, figure.source), None)
+            ends = [self._workers[figure.source], self._workers[figure.target]]
+            ways = f"between {ends[0]} and {ends[1]}" if back else f"from {ends[0]} to {ends[1]}"
+            factor = math.exp(figure.log - middle)
+            text = (
+                f"the link {ways} is slow: {self._metric} {self._text(figure.log)}"
+                + (f" and {self._text(back.log)}" if back else "")
+                + f", {self._text(middle)} in the middle of all ({_times(factor)} slower)"
+            )
+            found.append(Finding(kind="link", names=ends, metric=self._metric, factor=factor, text=text))
+        if len(found) > LISTED:
+            rest = len(found) - LISTED
+            text = f"{rest} more links are slow ({self._metric}); the JSON has all figures"
+            last = Finding(kind="link", names=[], metric=self._metric, factor=found[LISTED].factor, text=text)
+            found[LISTED:] = [last]
+        return found
+
+    def _asymmetries(self, figures: list[_Figure], named: set[tuple[int, int]]) -> list[Finding]:
+        """Links that are slower one way than the other; latency is there and back anyway."""
+        if self._metric != "bandwidth":
+            return []
+        logs = {(figure.source, figure.target): figure.log for figure in figures}
+        found = []
+        for (source, target), log in logs.items():
+            back = logs.get((target, source))
+            if back is None or log - back <= max(self._factor, NOISE * LEAST_DEVIATION):
+                continue
+            factor = math.exp(log - back)
+            text = (
+                f"the link between {self._workers[source]} and {self._workers[target]} is asymmetric: "
+                f"{self._text(log)} from {self._workers[source]}, {self._text(back)} back ({_times(factor)})"
+            )
+            if (source, target) in named:
+                text += ": one direction of a cable, port or interface is at fault"
+            names = [self._workers[source], self._workers[target]]
+            found.append(Finding(kind="asymmetry", names=names, metric=self._metric, factor=factor, text=text))
+        return sorted(found, key=lambda finding: -finding.factor)[:LISTED]
+
+    def _text(self, log: float) -> str:
+        return bandwidth_text(math.exp(-log)) if self._metric == "bandwidth" else time_text(math.exp(log))
+
+
+def _failures(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]) -> list[Finding]:
+    """Workers with which nothing worked, then pairs that failed."""
+    failed = [link for link in links if link.error]
+    tried: dict[int, list[Link]] = {}
+    for link in links:
+        for end in (link.source, link.target):
+            tried.setdefault(end, []).append(link)
+    dead = [worker for worker, mine in sorted(tried.items()) if all(link.error for link in mine)]
+    # Of two that only ever met each other, neither is to blame for sure.
+    whole = len(dead) == len(tried)
+    found: list[Finding] = []
+    if not whole:
+        for worker in dead:
+            at_host = f" on {hosts[worker]}" if hosts[worker] != workers[worker] else ""
+            text = f"worker {workers[worker]}{at_host} could not be measured: {_first_error(tried[worker])}"
+            found.append(Finding(kind="failed", names=[workers[worker]], text=text))
+    left = [link for link in failed if whole or not {link.source, link.target} & set(dead)]
+    for link in left[:LISTED]:
+        names = [workers[link.source], workers[link.target]]
+        text = f"from {names[0]} to {names[1]} failed: {link.error}"
+        found.append(Finding(kind="failed", names=names, text=text))
+    if len(left) > LISTED:
+        found.append(Finding(kind="failed", names=[], text=f"{len(left) - LISTED} more pairs failed"))
+    return found
+
+
+def _first_error(links: list[Link]) -> str:
+    """The one that says most: of a pair that was tried."""
+    return next((link.error for link in links if not link.error.startswith("not tried")), links[0].error)
+
+
+def _remarks(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]) -> list[Finding]:
+    """Links between hosts that are not made as the others."""
+    crossing = [link for link in links if link.transport and hosts[link.source] != hosts[link.target]]
+    kinds: dict[tuple[str, bool], list[Link]] = {}
+    for link in crossing:
+        kinds.setdefault((link.transport, link.encrypted), []).append(link)
+    if len(kinds) < 2:
+        return []
+    counts = sorted(kinds.items(), key=lambda item: -len(item[1]))
+    said = []
+    for (transport, encrypted), mine in counts:
+        name = transport + (", encrypted" if encrypted else "")
+        example = (
+            f" (as from {workers[mine[0].source]} to {workers[mine[0].target]})" if mine is not counts[0][1] else ""
+        )
+        said.append(f"{len(mine)} x {name}{example}")
+    text = f"links between hosts are not all of one kind, so compare with care: {'; '.join(said)}"
+    return [Finding(kind="note", names=[], text=text)]
+
+
+def _times(factor: float) -> str:
+    return f"{factor:.3g} x"

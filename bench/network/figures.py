@@ -106,13 +106,14 @@ class Burst:
     """
 
     MOST_MESSAGES = 1 << 20
+    _SECOND_BURST_BYTES = 4 * MIB
 
     def __init__(self, size_bytes: int, time_s: float) -> None:
         self.size_bytes = size_bytes
         self.count = 1
         self.going = True
         self._time_s = time_s
-        self._end = time.perf_counter() + 4 * time_s
+        self._end = time.perf_counter() + 8 * time_s
         self._began = 0.0
         self._best_count = 0
         self._elapsed_s = math.inf
@@ -127,14 +128,17 @@ class Burst:
         elapsed_s = max(now - self._began, 1e-9)
         first = self._best_count == 0
         self._best_count, self._elapsed_s = self.count, elapsed_s
-        # The first burst warms up: buffers, pages, windows. Its time only says how to go on.
-        if first and elapsed_s < 2 * self._time_s:
-            self.count = 1 if elapsed_s > self._time_s / 4 else 2
+        if first:
+            # It warmed up buffers, pages and windows. One message alone is mostly latency where another thread holds
+            # the GIL, so the next burst has some, whatever this one took.
+            self.count = max(1, min(64, self._SECOND_BURST_BYTES // self.size_bytes))
+            self.going = now < self._end
         elif elapsed_s >= self._time_s / 2 or self.count >= self.MOST_MESSAGES or now > self._end:
             self.going = False
         else:
-            grow = self._time_s / elapsed_s
-            self.count = min(self.MOST_MESSAGES, max(self.count + 1, int(self.count * min(grow, 8.0))))
+            self.count = min(
+                self.MOST_MESSAGES, max(self.count + 1, int(self.count * min(self._time_s / elapsed_s, 8)))
+            )
 
     @property
     def bandwidth(self) -> float:

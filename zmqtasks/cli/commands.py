@@ -16,6 +16,7 @@ COMMANDS = {
     "worker": ("zmqtasks.cli.worker:worker", "Start workers for a scheduler."),
     "status": ("zmqtasks.cli.status:status", "Show workers, tasks and memory of a cluster."),
     "demo": ("zmqtasks.cli.demo:demo", "Run two real computations on a small local cluster."),
+    "bench": ("zmqtasks.cli.bench:bench", "Measure what the network gives."),
 }
 
 

@@ -1,0 +1,24 @@
+"""The baseline of links within one host: copying from one warm buffer of a process into another."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .figures import Burst, Figures, Plan
+from .gil import holding_gil
+
+
+def measure(plan: Plan) -> Figures:
+    """Bandwidth of `memcpy` by size; both buffers are the same all the time, so small ones stay in the cache."""
+    figures = Figures("memcpy")
+    with holding_gil(plan.hold_gil):
+        for size in plan.sizes:
+            source, target = np.ones(size, np.uint8), np.zeros(size, np.uint8)
+            burst = Burst(size, plan.time_s)
+            while burst.going:
+                burst.began()
+                for _ in range(burst.count):
+                    np.copyto(target, source)
+                burst.ended()
+            figures.bandwidth[size] = burst.bandwidth
+    return figures

@@ -1,0 +1,101 @@
+"""What there is to measure on this machine: the transports of the registry, and the baselines that stand beside them."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Collection
+from typing import NamedTuple
+
+from zmqtasks.errors import ZmqTasksError
+from zmqtasks.transports.registry import get_transport, known_schemes
+
+from .document import Skipped, Subject
+from .processes import MeasuringError
+from .worker import Task
+
+_ORDER = ("inproc", "shm", "unix", "tcp", "zmq", "ucx")
+"""Transports with the same baseline follow each other: noise that comes and goes hits them and it."""
+
+
+class Baseline(NamedTuple):
+    """Something to compare transports with."""
+
+    id: str
+    name: str
+    module: str
+    schemes: tuple[str, ...]
+    """The transports that it stands beside."""
+    main: bool = True
+    """Their figures are given as ratios to it."""
+
+
+BASELINES = (
+    Baseline("memcpy", "memcpy", "baseline_memcpy", ("inproc", "shm")),
+    Baseline("raw-socket", "raw socket", "baselines_socket", ("unix", "tcp")),
+    Baseline("raw-pyzmq", "raw pyzmq", "baselines_zmq", ("zmq",)),
+    Baseline("raw-ucxx", "raw ucxx", "baselines_ucx", ("ucx",)),
+    Baseline("dask", "dask.distributed", "baseline_dask", ("tcp",), main=False),
+)
+
+
+class Measured(NamedTuple):
+    """A subject and how its process is told."""
+
+    subject: Subject
+    task: Task
+
+
+def find_subjects(
+    schemes: Collection[str] | None = None, *, compressions: Collection[str] | None = None
+) -> tuple[list[Measured], list[Skipped]]:
+    """All subjects for the transports in `schemes` (None: all), and those left out with the reason.
+
+    Raises `MeasuringError` for a scheme that nobody knows.
+    """
+    known = sorted(known_schemes(), key=lambda scheme: (_place(scheme), scheme))
+    for scheme in schemes or ():
+        if scheme not in known:
+            raise MeasuringError(f"there is no transport {scheme!r}: known are {', '.join(known)}")
+    chosen = [scheme for scheme in known if schemes is None or scheme in schemes]
+    found: list[Measured] = []
+    skipped: list[Skipped] = []
+    shown: set[str] = set()
+    for scheme in chosen:
+        for baseline in BASELINES:
+            if scheme in baseline.schemes and baseline.id not in shown:
+                shown.add(baseline.id)
+                _add_baseline(baseline, found, skipped)
+        _add_transport(scheme, compressions, found, skipped)
+    return found, skipped
+
+
+def _place(scheme: str) -> int:
+    return _ORDER.index(scheme) if scheme in _ORDER else len(_ORDER)
+
+
+def _add_baseline(baseline: Baseline, found: list[Measured], skipped: list[Skipped]) -> None:
+    if importlib.util.find_spec(f".{baseline.module}", __package__) is None:
+        skipped.append(Skipped(baseline.id, "this version does not measure it"))
+        return
+    subject = Subject(id=baseline.id, name=baseline.name, kind="baseline")
+    found.append(Measured(subject, Task(module=baseline.module)))
+
+
+def _add_transport(
+    scheme: str, compressions: Collection[str] | None, found: list[Measured], skipped: list[Skipped]
+) -> None:
+    try:
+        capabilities = get_transport(scheme).capabilities
+    except ZmqTasksError as exc:
+        skipped.append(Skipped(scheme, str(exc)))
+        return
+    baseline = next((each.id for each in BASELINES if scheme in each.schemes and each.main), None)
+    for encrypted in (False, True):
+        subject_id = f"{scheme}+encryption" if encrypted else scheme
+        if encrypted and not capabilities.encrypts:
+            skipped.append(Skipped(subject_id, f"{scheme} does not encrypt"))
+            continue
+        name = f"{scheme}, encrypted" if encrypted else scheme
+        settings = {"encryption": "on" if encrypted else "off", "compression": "off"}
+        subject = Subject(id=subject_id, name=name, kind="transport", settings=dict(settings), baseline=baseline)
+        found.append(Measured(subject, Task(scheme=scheme, encrypted=encrypted)))

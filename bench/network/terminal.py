@@ -1,0 +1,47 @@
+"""The figures of a run in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .document import Report
+from .suite import Step
+from .tables import Section, sections
+
+
+@contextmanager
+def progress(console: Console) -> Iterator[Callable[[Step], None]]:
+    """A progress bar on a terminal, nothing elsewhere; it is gone in the end."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # Twice a second: drawing takes a moment of the processors that are being measured.
+    bar = Progress(*columns, console=console, transient=True, refresh_per_second=2, disable=not console.is_terminal)
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda step: bar.update(task, description=step.text, completed=step.number, total=step.of)
+
+
+def show(report: Report, console: Console) -> None:
+    """All tables of the run, and what was left out."""
+    if not report.complete:
+        console.print("[bold]The run was interrupted: these are the figures until then.[/bold]")
+    for section in sections(report):
+        console.print(section_table(section))
+    for finding in report.matrix.findings if report.matrix else ():
+        console.print(finding, highlight=False, markup=False)
+    for skipped in report.skipped:
+        console.print(f"not measured: {skipped.subject}: {skipped.reason}", style="dim", highlight=False, markup=False)
+
+
+def section_table(section: Section) -> Table:
+    """A section as a table of rich."""
+    table = Table(title=section.title, caption=section.about, title_justify="left", caption_justify="left")
+    for number, column in enumerate(section.columns):
+        table.add_column(column, justify="right" if number else "left", no_wrap=number > 0)
+    for cells, baseline in zip(section.rows, section.baselines, strict=True):
+        table.add_row(*cells, style="italic" if baseline else "")
+    return table

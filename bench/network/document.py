@@ -13,7 +13,9 @@ from typing import Any
 import msgspec
 
 from .figures import Figures, Quantiles
+from .pairs import Link
 from .processes import MeasuringError
+from .slow import Finding
 
 FORMAT = 1
 
@@ -85,6 +87,10 @@ class Matrix(msgspec.Struct, kw_only=True):
     """Bytes/s."""
     findings: list[str] = []
     """What the figures say, a sentence each: slow hosts, slow links."""
+    judged: list[Finding] = []
+    """The same as data."""
+    links: list[Link] = []
+    """All that is known of each pair; the matrices are made of it."""
     facts: dict[str, Any] = {}
 
 

@@ -27,12 +27,14 @@ def make_bytes(size: int) -> Any:
 
 def measure_each(sources: list[Source], plan: Plan) -> list[dict[str, Any]] | None:
     """A task: figures of the links from each source to the worker that runs it, one source after the other."""
-    return _in_loop(_each, sources, plan)
+    found: list[dict[str, Any]] | None = _in_loop(_each, sources, plan)
+    return found
 
 
 def measure_together(sources: list[Source], plan: Plan) -> list[dict[str, Any]] | None:
     """A task: the same with all sources at the same time: bandwidth for `time_s`, and latency meanwhile."""
-    return _in_loop(_together, sources, plan)
+    found: list[dict[str, Any]] | None = _in_loop(_together, sources, plan)
+    return found
 
 
 def _in_loop(measure: Any, sources: list[Source], plan: Plan) -> Any:

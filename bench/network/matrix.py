@@ -1,0 +1,391 @@
+"""The matrix of a live cluster: what each worker gets from each other, over the links that its tasks use.
+
+Theory of operation
+-------------------
+Values are made on the workers by tasks; another task on the receiving worker times how its data pool fetches them
+(`probe.py`). So transport, encryption and compression are those that the nodes have chosen. Pairs that have a host in
+common never run at the same time; others do. With `together` all pairs run at once instead, and the figures are those of a
+loaded network.
+
+A pair that fails costs its time limit, not the run: the error stands in its place, a worker that has left the cluster or
+with which nothing has worked is not tried again. Ctrl-C ends the run with what there is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import queue
+import secrets
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from . import probe
+from .document import Matrix
+from .figures import MIB
+from .pairs import Link, Pair, choose_pairs, choose_workers, host_labels, next_free, unique_labels
+from .processes import MeasuringError
+from .slow import judge
+
+if TYPE_CHECKING:
+    from zmqtasks import Client, Future
+
+SMALL_BYTES = 8
+"""Of the value whose fetch is the latency."""
+SLACK_S = 10.0
+"""More than a pair's limit: for the scheduler and the worker's start of the task."""
+PREPARE_S = 60.0
+"""To make the values; a worker that is not done by then is busy with something else."""
+ATTEMPTS = 3
+"""A worker with which so many pairs have failed and none has worked is not tried again."""
+MEMORY_SHARE = 8
+"""Values take at most 1/8 of the smallest worker's memory."""
+
+Progress = Callable[[int, int, str], None]
+"""Called after each pair: how many are done, of how many, and what it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixPlan:
+    """What to measure."""
+
+    sizes: tuple[int, ...] = (MIB, 16 * MIB, 64 * MIB)
+    """Of values for bandwidth, ascending; large ones are left out where they would take too long."""
+    round_trips: int = 500
+    """At most so many per pair."""
+    time_s: float = 0.5
+    """About the time for one figure."""
+    limit_s: float = 30.0
+    """Of a pair."""
+    pairs: int | None = None
+    """About so many ordered pairs; None: all of a small cluster, `DEFAULT_PAIRS` of a large one."""
+    together: bool = False
+    """All pairs at the same time."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One worker of the matrix."""
+
+    address: str
+    label: str
+    host: str
+    values: list[Future[Any]] = field(default_factory=list)
+    """The small one, then the large ones."""
+    gone: str = ""
+    """Why it is not tried any more."""
+    worked: int = 0
+    failed: int = 0
+
+
+def measure_matrix(client: Client, plan: MatrixPlan, progress: Progress | None = None) -> Matrix:
+    """Measures pairs of the workers of `client`'s cluster and judges them.
+
+    Ctrl-C (KeyboardInterrupt) ends it early: the matrix has what was measured, and `facts["interrupted"]` is true. Nothing
+    is left on the workers. Raises MeasuringError when there are not two workers.
+    """
+    run = _Run(client, plan, progress or (lambda done, total, text: None))
+    began = time.monotonic()
+    interrupted = False
+    with _by_value():
+        try:
+            run.prepare()
+            run.measure_together() if plan.together else run.measure()
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            run.clean_up()
+    return run.matrix(interrupted, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _by_value() -> Iterator[None]:
+    """Functions of `probe` travel by value meanwhile: workers need not have this package."""
+    import cloudpickle
+
+    cloudpickle.register_pickle_by_value(probe)
+    try:
+        yield
+    finally:
+        cloudpickle.unregister_pickle_by_value(probe)
+
+
+class _Run:
+    """One run; all its methods belong to the thread that made it."""
+
+    def __init__(self, client: Client, plan: MatrixPlan, progress: Progress) -> None:
+        self._client = client
+        self._plan = plan
+        self._progress = progress
+        self._token = secrets.token_hex(4)
+        self._links: dict[Pair, Link] = {}
+        self._tasks: dict[Any, Future[Any]] = {}
+        self._ended: queue.Queue[Any] = queue.Queue()
+        info = client.scheduler_info()["workers"]
+        self._all_workers = len(info)
+        if len(info) < 2:
+            raise MeasuringError(f"a matrix needs at least two workers, the cluster has {len(info)}")
+        self._workers = _described(info)
+        self._sizes = _sizes_that_fit(plan, info)
+        self._pairs = choose_pairs(len(self._workers), plan.pairs)
+        self._done = 0
+
+    # Preparing and cleaning up
+
+    def prepare(self) -> None:
+        """Makes the values on their workers."""
+        for worker in self._workers:
+            for size in (SMALL_BYTES, *self._sizes):
+                key = f"bench-net-{self._token}-{worker.address}-{size}"
+                future = self._client.submit(probe.make_bytes, size, key=key, workers=[worker.address], priority=1)
+                worker.values.append(future)
+        end = time.monotonic() + PREPARE_S
+        for worker in self._workers:
+            if worker.gone:
+                continue
+            error = self._value_error(worker, end)
+            if error:
+                self._give_up(worker, error)
+
+    def _value_error(self, worker: _Worker, end: float) -> str:
+        """Why its values are not there; looks at whether the worker still is, now and then."""
+        for future in worker.values:
+            while not future.done():
+                left = end - time.monotonic()
+                if left <= 0:
+                    return f"it has not made its values within {PREPARE_S:g} s: busy with other tasks, or stopped?"
+                if not self._is_there(worker):
+                    return "it has left the cluster"
+                with contextlib.suppress(TimeoutError):
+                    future.exception(timeout=min(1.0, left))
+            error = future.exception()
+            if error is not None:
+                return f"its values could not be made: {error}"
+        return ""
+
+    def clean_up(self) -> None:
+        """Cancels what runs and lets go of all values."""
+        with contextlib.suppress(Exception):  # the cluster may be gone by now
+            self._client.cancel(list(self._tasks.values()))
+        self._tasks.clear()
+        for worker in self._workers:
+            worker.values.clear()
+
+    # One pair after the other on each host
+
+    def measure(self) -> None:
+        """All pairs, as many at a time as have no host in common."""
+        pending = dict.fromkeys(self._pairs)
+        hosts = [worker.host for worker in self._workers]
+        busy: Counter[str] = Counter()
+        failed: Counter[int] = Counter()
+        deadlines: dict[Pair, float] = {}
+        while pending or deadlines:
+            self._drop_hopeless(pending)
+            while (pair := next_free(pending, hosts, +busy, failed)) is not None:
+                del pending[pair]
+                busy.update({hosts[pair[0]], hosts[pair[1]]})
+                self._start(pair, [pair[0]], pair[1])
+                deadlines[pair] = time.monotonic() + self._plan.limit_s + SLACK_S
+            if not deadlines:
+                continue
+            for pair in self._wait_any(deadlines):
+                del deadlines[pair]
+                busy.subtract({hosts[pair[0]], hosts[pair[1]]})
+                link = self._finish(pair)
+                if link.error:
+                    failed.update(pair)
+                self._report(link)
+
+    def _drop_hopeless(self, pending: dict[Pair, None]) -> None:
+        """Pairs of workers that were given up are not tried."""
+        for pair in list(pending):
+            for end in pair:
+                if (why := self._workers[end].gone) and pair in pending:
+                    del pending[pair]
+                    link = Link(source=pair[0], target=pair[1], error=f"{self._workers[end].label}: {why}")
+                    self._links[pair] = link
+                    self._report(link)
+
+    def _start(self, name: Any, sources: list[int], target: int) -> None:
+        probing = probe.measure_together if self._plan.together else probe.measure_each
+        plan: probe.Plan = {
+            "time_s": self._plan.time_s,
+            "round_trips": self._plan.round_trips,
+            "limit_s": self._plan.limit_s,
+        }
+        described = [self._source(self._workers[source]) for source in sources]
+        future = self._client.submit(
+            probing, described, plan, workers=[self._workers[target].address], priority=1, idempotent=False
+        )
+        self._tasks[name] = future
+        future.add_done_callback(lambda _: self._ended.put(name))
+
+    def _source(self, worker: _Worker) -> probe.Source:
+        keys = [str(future.key) for future in worker.values]
+        large = list(zip(self._sizes, keys[1:], strict=True))
+        return {"address": worker.address, "small": keys[0], "large": large[:1] if self._plan.together else large}
+
+    def _wait_any(self, deadlines: dict[Any, float]) -> list[Any]:
+        """What has ended, or must end now."""
+        found: list[Any] = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._ended.get(timeout=max(0.0, min(deadlines.values()) - time.monotonic())))
+            while True:
+                found.append(self._ended.get_nowait())
+        now = time.monotonic()
+        found += [name for name, deadline in deadlines.items() if deadline <= now]
+        return [name for name in dict.fromkeys(found) if name in deadlines]
+
+    def _finish(self, pair: Pair) -> Link:
+        source, target = self._workers[pair[0]], self._workers[pair[1]]
+        answers, error = self._answers(pair, target)
+        link = _link(pair, answers[0]) if answers else Link(source=pair[0], target=pair[1], error=error)
+        self._links[pair] = link
+        for worker in (source, target):
+            worker.failed += bool(link.error)
+            worker.worked += not link.error
+            if link.error and not worker.gone:
+                if not self._is_there(worker):
+                    self._give_up(worker, "it has left the cluster")
+                elif worker.failed >= ATTEMPTS and not worker.worked:
+                    self._give_up(worker, f"not tried after {worker.failed} pairs with it had failed")
+        return link
+
+    def _answers(self, name: Any, target: _Worker) -> tuple[list[dict[str, Any]], str]:
+        """What a task has found; or nothing, and why."""
+        future = self._tasks.pop(name)
+        if not future.done():
+            self._client.cancel([future])
+            if not self._is_there(target):
+                return [], f"{target.label} has left the cluster"
+            waited_s = self._plan.limit_s + SLACK_S
+            return (
+                [],
+                f"{target.label} did not answer within {waited_s:g} s: busy with other tasks, stopped or cut off?",
+            )
+        error = future.exception()
+        if error is not None:
+            return [], f"the task on {target.label} failed: {error}"
+        answers: list[dict[str, Any]] | None = future.result()
+        return answers or [], "" if answers else f"the task on {target.label} was cancelled"
+
+    # All at once
+
+    def measure_together(self) -> None:
+        """One task on each worker, which fetches from all its partners at the same time."""
+        sources: dict[int, list[int]] = {}
+        for source, target in self._pairs:
+            gone = [end for end in (source, target) if self._workers[end].gone]
+            if gone:
+                why = f"{self._workers[gone[0]].label}: {self._workers[gone[0]].gone}"
+                self._links[source, target] = Link(source=source, target=target, error=why)
+                self._report(self._links[source, target])
+            else:
+                sources.setdefault(target, []).append(source)
+        limit = time.monotonic() + 2 * self._plan.limit_s + self._plan.time_s + SLACK_S
+        deadlines: dict[Any, float] = dict.fromkeys(sources, limit)
+        for target, mine in sources.items():
+            self._start(target, mine, target)
+        while deadlines:
+            for target in self._wait_any(deadlines):
+                del deadlines[target]
+                answers, error = self._answers(target, self._workers[target])
+                for number, source in enumerate(sources[target]):
+                    pair = (source, target)
+                    link = _link(pair, answers[number]) if answers else Link(source=source, target=target, error=error)
+                    self._links[pair] = link
+                    self._report(link)
+
+    # What is known
+
+    def _is_there(self, worker: _Worker) -> bool:
+        return worker.address in self._client.scheduler_info()["workers"]
+
+    def _give_up(self, worker: _Worker, why: str) -> None:
+        worker.gone = why
+
+    def _report(self, link: Link) -> None:
+        self._done += 1
+        source, target = self._workers[link.source], self._workers[link.target]
+        self._progress(self._done, len(self._pairs), f"{source.label} → {target.label}")
+
+    def matrix(self, interrupted: bool, seconds: float) -> Matrix:
+        """The figures, and what they say."""
+        labels = [worker.label for worker in self._workers]
+        hosts = [worker.host for worker in self._workers]
+        links = [self._links[pair] for pair in self._pairs if pair in self._links]
+        latency: list[list[float | None]] = [[None] * len(labels) for _ in labels]
+        bandwidth: list[list[float | None]] = [[None] * len(labels) for _ in labels]
+        for link in links:
+            latency[link.source][link.target] = link.latency_us
+            bandwidth[link.source][link.target] = link.bandwidth
+        judged = judge(labels, hosts, links)
+        facts = {
+            "scheduler": self._client.scheduler_info()["address"] if not interrupted else "",
+            "addresses": [worker.address for worker in self._workers],
+            "workers_in_cluster": self._all_workers,
+            "pairs_possible": len(labels) * (len(labels) - 1),
+            "pairs_chosen": len(self._pairs),
+            "pairs_measured": sum(not link.error for link in links),
+            "together": self._plan.together,
+            "sizes": list(self._sizes),
+            "interrupted": interrupted,
+            "seconds": round(seconds, 3),
+        }
+        return Matrix(
+            workers=labels,
+            hosts=hosts,
+            latency_us=latency,
+            bandwidth=bandwidth,
+            findings=[finding.text for finding in judged],
+            judged=judged,
+            links=links,
+            facts=facts,
+        )
+
+
+def _described(info: dict[str, dict[str, Any]]) -> list[_Worker]:
+    """The workers to measure, sorted by host and name."""
+    addresses = sorted(info, key=lambda address: (info[address]["host"], info[address]["name"], address))
+    hosts = host_labels([info[address]["host"] for address in addresses], [_ip(address) for address in addresses])
+    labels = unique_labels([info[address]["name"] for address in addresses], addresses)
+    return [_Worker(addresses[i], labels[i], hosts[i]) for i in choose_workers(hosts)]
+
+
+def _ip(address: str) -> str:
+    """The IP address in a worker's address, empty where there is none or it is loopback."""
+    host = address.partition("://")[2].rpartition(":")[0].strip("[]")
+    try:
+        return "" if ipaddress.ip_address(host.partition("%")[0]).is_loopback else host
+    except ValueError:
+        return ""
+
+
+def _sizes_that_fit(plan: MatrixPlan, info: dict[str, dict[str, Any]]) -> tuple[int, ...]:
+    """At least the smallest."""
+    limits = [worker["memory_limit"] for worker in info.values() if worker.get("memory_limit")]
+    sizes = (plan.sizes[0],) if plan.together else plan.sizes
+    most = min(limits, default=0) / MEMORY_SHARE
+    fitting = tuple(size for size in sizes if not limits or size <= most)
+    return fitting or sizes[:1]
+
+
+def _link(pair: Pair, answer: dict[str, Any]) -> Link:
+    """From what the probe has found."""
+    link = Link(source=pair[0], target=pair[1], error=answer["error"])
+    if about := answer.get("about"):
+        link.transport, link.same_host, link.encrypted = about["transport"], about["same_host"], about["encrypted"]
+    if first_s := answer.get("first_s"):
+        link.first_ms = first_s * 1e3
+    if times := answer.get("latency_s"):
+        link.latency_us = times[(len(times) - 1) // 2] * 1e6
+        if len(times) >= 100:
+            link.latency_p99_us = times[int(len(times) * 0.99)] * 1e6
+    if by_size := dict(answer.get("bandwidth", ())):
+        link.by_size = by_size
+        link.bandwidth = max(by_size.values()) or None
+    return link

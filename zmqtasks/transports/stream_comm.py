@@ -74,6 +74,10 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
         pieces, size = pack_message(frames)
         self._messages_sent += 1
         self._bytes_sent += size
+        self._put_out(pieces, size)
+
+    def _put_out(self, pieces: list[bytes | memoryview], size: int) -> None:
+        """Writes one packed message of `size` bytes, or collects it with others of this turn."""
         if self._direct_rest:
             self._write_direct_rest()
         if size > _COLLECT_BYTES:

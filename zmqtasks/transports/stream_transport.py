@@ -145,13 +145,17 @@ class StreamTransport(Transport):
 
     async def open_comm(self, sock: socket.socket, settings: LinkSettings) -> StreamComm:
         """A comm over a connected socket, which it owns from now on; on failure the socket is closed."""
-        loop = asyncio.get_running_loop()
         try:
             sock.setblocking(False)
             comm = self.make_comm(sock, settings)
         except BaseException:
             sock.close()
             raise
+        return await self.attach(comm, sock)
+
+    async def attach(self, comm: StreamComm, sock: socket.socket) -> StreamComm:
+        """Gives the socket to the event loop on behalf of `comm`."""
+        loop = asyncio.get_running_loop()
         # Of the ways to attach a socket, this one takes every family, and serves the calling side as well. Shielded, as
         # it takes two turns of the loop and, cancelled half-way, uvloop would close a descriptor that `sock` still
         # thinks to own.

@@ -23,6 +23,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable
+from typing import ClassVar
 
 from zmqtasks.errors import AddressError, ConnectError
 from zmqtasks.protocol.frames import KIB
@@ -31,9 +32,8 @@ from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener
 from zmqtasks.transports.stream_comm import StreamComm
 from zmqtasks.transports.stream_transport import StreamListener, StreamTransport
 
-_PREFIX = b"\0zmqtasks/"
 _NAME = re.compile(r"[A-Za-z0-9_.\-]+\Z")
-_LONGEST_NAME = 108 - len(_PREFIX)  # sockaddr_un.sun_path has 108 bytes, see unix(7)
+_PATH_BYTES = 108  # of sockaddr_un.sun_path, see unix(7)
 _RANDOM_NAME_BYTES = 8
 _BACKLOG = 4096  # the kernel takes the smaller of this and net.core.somaxconn
 _BACKLOG_FULL_RETRY_S = 0.01
@@ -50,6 +50,9 @@ class UnixTransport(StreamTransport):
     """Frames over Unix domain sockets, between processes of one user on one host."""
 
     scheme = "unix"
+    kernel_prefix: ClassVar[bytes] = b"\0zmqtasks/"
+    """In front of every name: the kernel's names of these listeners."""
+    listener_class: ClassVar[type[StreamListener]] = StreamListener
     capabilities = Capabilities(
         crosses_hosts=False,
         crosses_processes=True,
@@ -63,11 +66,12 @@ class UnixTransport(StreamTransport):
     def __init__(self) -> None:
         if sys.platform != "linux":
             raise AddressError(
-                f"unix:// needs the abstract socket names of Linux, and this is {sys.platform}: use tcp://127.0.0.1:PORT"
+                f"{self.scheme}:// needs the abstract socket names of Linux, and this is {sys.platform}: "
+                f"use tcp://127.0.0.1:PORT"
             )
 
     async def connect_socket(self, address: str, settings: LinkSettings) -> socket.socket:
-        target = _PREFIX + _name_in(address).encode()
+        target = self.kernel_prefix + self._name_in(address).encode()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
@@ -83,19 +87,25 @@ class UnixTransport(StreamTransport):
             raise
 
     def make_comm(self, sock: socket.socket, settings: LinkSettings) -> StreamComm:
+        local, peer = self.addresses_of(sock)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        return StreamComm(asyncio.get_running_loop(), sock, settings, local, peer)
+
+    def addresses_of(self, sock: socket.socket) -> tuple[str, str]:
+        """Local and peer address of a connected socket; raises `ConnectError` when the peer is another user's."""
         pid, uid, _gid = _CREDENTIALS.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
         # Our calling side has no name: it is known by the listener's and its process. A stranger may have any.
         accepted = bool(sock.getsockname())
-        listener = _address_of(sock.getsockname() if accepted else sock.getpeername())
+        name: bytes = sock.getsockname() if accepted else sock.getpeername()
+        listener = f"{self.scheme}://{name.removeprefix(self.kernel_prefix).decode()}"
         local, peer = (listener, f"{listener}#{pid}") if accepted else (f"{listener}#{os.getpid()}", listener)
         if uid not in (os.geteuid(), _ROOT):
             what = "was called" if accepted else "is listened at"
             raise ConnectError(
-                f"{listener} {what} by user {uid}: over unix://, user {os.geteuid()} has only links with itself and root; "
-                f"use tcp:// between users"
+                f"{listener} {what} by user {uid}: over {self.scheme}://, user {os.geteuid()} has only links with itself "
+                f"and root; use tcp:// between users"
             )
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        return StreamComm(asyncio.get_running_loop(), sock, settings, local, peer)
+        return local, peer
 
     def why_no_answer(self) -> str:
         return "is the process that listens there stopped, or busy?"
@@ -103,30 +113,26 @@ class UnixTransport(StreamTransport):
     async def listen(self, address: str, on_comm: Callable[[Comm], None], settings: LinkSettings) -> Listener:
         if split_scheme(address) == (self.scheme, ""):
             address = f"{self.scheme}://{secrets.token_hex(_RANDOM_NAME_BYTES)}"
-        name = _name_in(address)
+        name = self._name_in(address)
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            sock.bind(_PREFIX + name.encode())
+            sock.bind(self.kernel_prefix + name.encode())
             sock.listen(_BACKLOG)
         except OSError as exc:
             sock.close()
             taken = exc.errno == errno.EADDRINUSE
             hint = "the name is taken: choose another, or none for a random one" if taken else exc.strerror or exc
             raise ConnectError(f"cannot listen at {address}: {hint}") from exc
-        return StreamListener(self, sock, f"{self.scheme}://{name}", on_comm, settings)
+        return self.listener_class(self, sock, f"{self.scheme}://{name}", on_comm, settings)
 
-
-def _name_in(address: str) -> str:
-    scheme, name = split_scheme(address)
-    if not name:
-        raise AddressError(f"{address!r} names no listener: write it as '{scheme}://some-name'")
-    if not _NAME.match(name):
-        raise AddressError(f"{address!r}: {name!r} is no name for a socket: take letters, digits and any of '_.-'")
-    if len(name) > _LONGEST_NAME:
-        raise AddressError(f"{address!r}: the name has {len(name)} characters, at most {_LONGEST_NAME} are possible")
-    return name
-
-
-def _address_of(name: bytes) -> str:
-    return f"{UnixTransport.scheme}://{name.removeprefix(_PREFIX).decode()}"
+    def _name_in(self, address: str) -> str:
+        scheme, name = split_scheme(address)
+        longest = _PATH_BYTES - len(self.kernel_prefix)
+        if not name:
+            raise AddressError(f"{address!r} names no listener: write it as '{scheme}://some-name'")
+        if not _NAME.match(name):
+            raise AddressError(f"{address!r}: {name!r} is no name for a socket: take letters, digits and any of '_.-'")
+        if len(name) > longest:
+            raise AddressError(f"{address!r}: the name has {len(name)} characters, at most {longest} are possible")
+        return name

@@ -1,0 +1,76 @@
+"""What a run says, in sentences."""
+
+from __future__ import annotations
+
+from .document import Report, Subject, median
+from .tables import bandwidth_ratio, latency_ratio, moves_bytes
+from .wording import bandwidth_text, ratio_text, size_text, time_text
+
+
+def findings(report: Report) -> list[str]:
+    """The sentences at the head of the report: the fastest, how far from their baselines, what the GIL does."""
+    said = list(report.matrix.findings) if report.matrix is not None else []
+    transports = [subject for subject in report.subjects if subject.kind == "transport" and moves_bytes(subject)]
+    if len(transports) > 1:
+        said += _fastest(transports)
+    said += _ratios(report, transports)
+    said += _held(transports)
+    return said
+
+
+def _large(subjects: list[Subject]) -> int | None:
+    """The size that stands for bulk data: the largest up to 64 MiB, above which memory decides."""
+    sizes = {size for subject in subjects for size in subject.idle.bandwidth}
+    return max((size for size in sizes if size <= 64 << 20), default=min(sizes, default=None))
+
+
+def _fastest(transports: list[Subject]) -> list[str]:
+    said = []
+    trips = [(value, each.name) for each in transports if (value := _trip(each)) is not None]
+    if trips:
+        value, name = min(trips)
+        said.append(f"The shortest round trip between two processes: {name}, {time_text(value)}.")
+    size = _large(transports)
+    if size is not None:
+        loads = [(value, each.name) for each in transports if (value := median(each.idle.bandwidth.get(size, ())))]
+        if loads:
+            value, name = max(loads)
+            said.append(f"The most bandwidth, with messages of {size_text(size)}: {name}, {bandwidth_text(value)}.")
+    return said
+
+
+def _trip(subject: Subject) -> float | None:
+    return subject.idle.latency_p50(min(subject.idle.latency_us)) if subject.idle.latency_us else None
+
+
+def _ratios(report: Report, transports: list[Subject]) -> list[str]:
+    said = []
+    size = _large(transports)
+    for subject in transports:
+        baseline = report.subject(subject.baseline)
+        if baseline is None:
+            continue
+        trip = latency_ratio(subject.idle, baseline.idle)
+        load = None if size is None else bandwidth_ratio(subject.idle, baseline.idle, size)
+        parts = [f"{ratio_text(load)} its bandwidth at {size_text(size or 0)}"] if load is not None else []
+        parts += [f"{ratio_text(trip)} its round trip"] if trip is not None else []
+        if parts:
+            said.append(f"{subject.name}, beside {baseline.name}: {', '.join(parts)}.")
+    return said
+
+
+def _held(transports: list[Subject]) -> list[str]:
+    """The share of the idle bandwidth that is left, best first."""
+    sizes = {size for subject in transports for size in subject.gil.bandwidth}
+    if not sizes:
+        return []
+    size = max(sizes)
+    shares = []
+    for subject in transports:
+        held, idle = (median(series.bandwidth.get(size, ())) for series in (subject.gil, subject.idle))
+        if held is not None and idle is not None:
+            shares.append((held / idle, subject.name))
+    if not shares:
+        return []
+    listed = ", ".join(f"{name} {share:.0%}" for share, name in sorted(shares, reverse=True))
+    return [f"Bandwidth that is left while a thread of both processes holds the GIL ({size_text(size)}): {listed}."]

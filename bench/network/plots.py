@@ -7,6 +7,7 @@ as wide as a phone: there its text is as large as the page's, on a desktop large
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,10 @@ from typing import Any, NamedTuple
 from .document import Report, Series, Subject, median
 from .processes import MeasuringError
 from .tables import moves_bytes
-from .wording import bandwidth_text, size_text, time_text
+from .wording import bandwidth_text, rate_text, size_text, time_text
 
 HINT = "plots need matplotlib: pip install 'zmqtasks[bench]'"
-_WIDTH_IN = 5.2
+_WIDTH_IN = 4.8
 _INK, _GRID = "#010203", "#040506"
 """Stand for the colours of the page until `_for_page` puts those in."""
 _PNG_INK, _PNG_GRID = "#1c2024", "#d9d9e0"
@@ -38,7 +39,7 @@ _COLOURS = {
     "dask": "#ad8b3a",
 }
 _OTHER_COLOURS = ("#d6409f", "#5b8c00", "#b35900")
-_HELD, _IDLE = "#e5484d", "#8da4ef"
+_FIRST, _SECOND = "#8da4ef", "#e5484d"
 _MARKERS = "os^Dv<>PX*"
 
 
@@ -51,8 +52,6 @@ class Plot(NamedTuple):
     about: str
     draw: Callable[[], Any]
     """Gives a figure of matplotlib."""
-    wide: bool = False
-    """Takes the whole width of the page."""
 
 
 def need_matplotlib() -> None:
@@ -76,6 +75,9 @@ def plots(report: Report) -> list[Plot]:
     if any(subject.idle.latency_us for subject in subjects):
         about = "Round trips of the smallest message: median, 99 % and 99.9 %."
         made.append(Plot("round-trips", "Round trips", about, lambda: _round_trips(subjects)))
+    if any(subject.idle.rates for subject in subjects):
+        about = "Messages of 100 bytes a second from one process to another, each sent by itself and in batches."
+        made.append(Plot("message-rates", "Message rates", about, lambda: _rates(subjects)))
     held = [subject for subject in subjects if subject.gil and moves_bytes(subject)]
     if any(subject.gil.bandwidth for subject in held):
         about = "Large messages, idle and while a thread of both processes computes in pure Python."
@@ -141,8 +143,8 @@ def _style(ink: str, grid: str, salt: str) -> Iterator[None]:
         "xtick.minor.size": 0,
         "ytick.minor.size": 0,
         "font.family": "sans-serif",
-        "font.size": 9,
-        "legend.fontsize": 8.5,
+        "font.size": 9.5,
+        "legend.fontsize": 9,
         "legend.frameon": False,
         "lines.linewidth": 1.6,
         "lines.markersize": 4,
@@ -233,50 +235,70 @@ def _round_trips(subjects: list[Subject]) -> Any:
         for point, marker in zip(points, "o|x", strict=True):
             if point is not None:
                 axes.plot([point], [row], marker=marker, color=colour, markersize=6)
-    return _rows(figure, axes, shown, time_text)
+    return _rows(figure, axes, [subject.name for subject in shown], time_text)
 
 
 def _held_bandwidth(subjects: list[Subject]) -> Any:
     size = max(size for subject in subjects for size in subject.gil.bandwidth)
-
-    def value(series: Series) -> float | None:
-        return median(series.bandwidth.get(size, ()))
-
-    return _bars(subjects, value, bandwidth_text, f"messages of {size_text(size)}")
+    # Without what only copies memory, which dwarfs the others.
+    rows = [
+        (subject.name, _bandwidth_at(subject.idle, size), _bandwidth_at(subject.gil, size))
+        for subject in subjects
+        if subject.id != "memcpy"
+    ]
+    return _bars(rows, ("idle", "GIL held"), bandwidth_text, f"messages of {size_text(size)}")
 
 
 def _held_latency(subjects: list[Subject]) -> Any:
     size = min(size for subject in subjects for size in subject.gil.latency_us)
-    return _bars(subjects, lambda series: series.latency_p50(size), time_text, f"messages of {size_text(size)}")
+    rows = [(each.name, each.idle.latency_p50(size), each.gil.latency_p50(size)) for each in subjects]
+    return _bars(rows, ("idle", "GIL held"), time_text, f"messages of {size_text(size)}", log=True)
+
+
+def _rates(subjects: list[Subject]) -> Any:
+    names = ("messages_per_s", "batched_messages_per_s")
+    rows = [(each.name, *(median(each.idle.rates.get(name, ())) for name in names)) for each in subjects]
+    return _bars(rows, ("one by one", "in batches"), rate_text, "a second")
+
+
+def _bandwidth_at(series: Series, size: int) -> float | None:
+    return median(series.bandwidth.get(size, ()))
 
 
 def _bars(
-    subjects: list[Subject], value: Callable[[Series], float | None], text: Callable[[float | None], str], label: str
+    rows: list[tuple[str, float | None, float | None]],
+    names: tuple[str, str],
+    text: Callable[[float | None], str],
+    label: str,
+    log: bool = False,
 ) -> Any:
-    shown = [subject for subject in subjects if value(subject.gil) is not None][::-1]
-    figure = new_figure(1.3 + 0.42 * len(shown))
+    """Two bars for each row that has a figure; on a logarithmic axis they begin at a power of ten."""
+    from matplotlib.patches import Patch
+
+    shown = [row for row in rows if row[1] is not None or row[2] is not None][::-1]
+    figure = new_figure(1.35 + 0.42 * len(shown))
     axes = figure.add_subplot()
-    axes.set_xscale("log")
-    for row, subject in enumerate(shown):
-        for offset, series, colour in ((0.19, subject.idle, _IDLE), (-0.19, subject.gil, _HELD)):
-            found = value(series)
-            if found is not None:
-                axes.barh(row + offset, found, height=0.36, color=colour)
-                axes.annotate(
-                    f" {text(found)}", (found, row + offset), va="center", fontsize=7.5, annotation_clip=False
-                )
-    low, high = axes.get_xlim()
-    axes.set_xlim(low, high * (high / low) ** 0.18)  # room for the text after the longest bar
+    known = [value for row in shown for value in row[1:] if value is not None]
+    low, high = (10 ** math.floor(math.log10(min(known))), max(known)) if log else (0.0, max(known))
+    if log:
+        axes.set_xscale("log")
+    # Room for the text after the longest bar.
+    axes.set_xlim(low, high * (high / low) ** 0.3 if log else high * 1.3)
+    for row, (_, first, second) in enumerate(shown):
+        for offset, value, colour in ((0.19, first, _FIRST), (-0.19, second, _SECOND)):
+            if value is not None:
+                axes.barh(row + offset, value - low, left=low, height=0.36, color=colour)
+                place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center", "fontsize": 8.5}
+                axes.annotate(text(value), (value, row + offset), **place)
     axes.set_xlabel(label)
-    for name, colour in (("idle", _IDLE), ("GIL held", _HELD)):
-        axes.barh([], [], color=colour, label=name)
-    figure.legend(loc="outside upper right", ncols=2)
-    return _rows(figure, axes, shown, text)
+    patches = [Patch(color=colour, label=name) for name, colour in zip(names, (_FIRST, _SECOND), strict=True)]
+    figure.legend(handles=patches, loc="outside upper right", ncols=2)
+    return _rows(figure, axes, [row[0] for row in shown], text)
 
 
-def _rows(figure: Any, axes: Any, shown: list[Subject], text: Callable[[float | None], str]) -> Any:
-    axes.set_yticks(range(len(shown)), [subject.name for subject in shown])
-    axes.set_ylim(-0.6, len(shown) - 0.4)
+def _rows(figure: Any, axes: Any, names: list[str], text: Callable[[float | None], str]) -> Any:
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
     axes.xaxis.set_major_formatter(lambda value, _: _round(text(value)))

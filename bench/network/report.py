@@ -8,6 +8,7 @@ from typing import Any
 
 from .document import Report, from_dict
 from .figures import MIB
+from .matrix_tables import matrix_sections
 from .plots import HINT, Plot, need_matplotlib, plots, svg
 from .processes import MeasuringError
 from .style import CSS
@@ -29,6 +30,7 @@ def render(report: dict[str, Any]) -> str:
             _findings(document),
             _plots(document),
             *(_table(section) for section in sections(document, all_sizes=True)),
+            *(_table(section) for section in matrix_sections(document)),
             _machine(document),
             _skipped(document),
             _method(document),
@@ -48,13 +50,15 @@ def _head(report: Report) -> str:
     machine = report.machine
     parts = [str(machine.get("processor", "")), _processors(machine), str(machine.get("kernel", ""))]
     line = " · ".join(part for part in parts if part)
-    rounds = f"{report.rounds} rounds in {report.seconds:.0f} s" if report.rounds else f"{report.seconds:.0f} s"
+    count = {0: "", 1: "1 round in "}.get(report.rounds, f"{report.rounds} rounds in ")
+    rounds = f"{count}{report.seconds:.0f} s"
+    when = report.started.replace("T", " ").replace("+00:00", " UTC")
     notice = (
         "" if report.complete else '<p class="notice">The run was interrupted: these are the figures until then.</p>'
     )
     return (
         f'<header><h1>{escape(report.title)}</h1><p class="soft">{escape(line)}</p>'
-        f'<p class="soft">{escape(report.started)} · {rounds} · <code>{escape(report.command)}</code></p>{notice}</header>'
+        f'<p class="soft">{escape(when)} · {rounds} · <code>{escape(report.command)}</code></p>{notice}</header>'
     )
 
 

@@ -23,7 +23,10 @@ figure { margin: 0; padding: 0.9rem; background: var(--card); border: 1px solid 
 figure svg { display: block; width: 100%; height: auto; margin-top: 0.5rem; max-height: 80vh; }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; margin: 1rem 0; padding: 0.9rem 0 0; }
 .card > h3, .card > p { padding: 0 0.9rem; }
-.scroll { overflow-x: auto; margin-top: 0.6rem; }
+/* What is cut off on the right casts a shadow until one has scrolled there. */
+.scroll { overflow-x: auto; margin-top: 0.6rem; border-radius: 0 0 10px 10px;
+  background: linear-gradient(to left, var(--card) 30%, transparent) right / 40px 100% no-repeat local,
+    radial-gradient(farthest-side at 100% 50%, rgb(0 0 0 / 0.28), transparent) right / 12px 100% no-repeat scroll; }
 table { border-collapse: collapse; width: 100%; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 0.4rem 0.9rem; text-align: right; white-space: nowrap; border-top: 1px solid var(--line); }
 thead th { border-top: 0; color: var(--soft); font-weight: 500; }

@@ -39,7 +39,7 @@ class Suite:
 
 def quick(sizes: Collection[int] | None = None, peers: int | None = None, rounds: int | None = None) -> Suite:
     """About half a minute: enough to see what is what, not to see some per cent."""
-    plan = Plan(sizes=_fitting(sizes or _QUICK_SIZES), time_s=0.04, peers=peers or 2)
+    plan = Plan(sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, peers=peers or 2)
     return Suite(plan, _with_gil(plan, 0.15), rounds or 3, rate_rounds=1, gil_rounds=1)
 
 
@@ -47,9 +47,9 @@ def full(sizes: Collection[int] | None = None, peers: int | None = None, rounds:
     """Some minutes for all transports."""
     latency_sizes = (1, KIB, 16 * KIB, 256 * KIB, 4 * MIB)
     plan = Plan(
-        sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.25, peers=peers or 8
+        sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.2, peers=peers or 8
     )
-    count = rounds or 5
+    count = rounds or 3
     return Suite(plan, _with_gil(plan, 0.5), count, rate_rounds=count, gil_rounds=count)
 
 

@@ -32,6 +32,7 @@ __all__ = [
     "NoWorkerError",
     "NodeStartError",
     "PayloadTooLargeError",
+    "PeerIdentityError",
     "ProtocolError",
     "RemoteProtocolError",
     "SchedulerLostError",
@@ -122,6 +123,10 @@ class VersionMismatchError(ProtocolError):
 
 class AuthenticationError(ProtocolError):
     """The peer could not prove that it holds the cluster key (or this side could not)."""
+
+
+class PeerIdentityError(ConnectError, AuthenticationError):
+    """The encrypted link came to nothing because the two sides do not have the same cluster key."""
 
 
 # --- payloads -------------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from zmqtasks.errors import CommBrokenError, LimitExceededError, RemoteProtocolE
 from zmqtasks.protocol.frames import MIB
 from zmqtasks.testing.comms import Recorder, memory_bytes
 from zmqtasks.testing.conformance import TransportConformance
-from zmqtasks.testing.conformance_base import OPEN, ConformanceBase, end
+from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, ConformanceBase, end
 from zmqtasks.testing.conformance_endings import EndingTests
 from zmqtasks.testing.conformance_messages import FlowTests
 from zmqtasks.transports import Comm, LinkSettings, connect
@@ -22,8 +22,21 @@ class TestTcp(TransportConformance):
     frozen_heartbeat_s = 3.0  # a stopped process is not silent as long as its kernel answers
 
 
+class TestTcpEncrypted(TransportConformance):
+    scheme = "tcp"
+    encryption = ENCRYPTED
+    frozen_heartbeat_s = 3.0
+    sends_huge_frames = False
+
+
 class TestTcpOnPlainAsyncio(FlowTests, EndingTests):
     scheme = "tcp"
+    loop_factory = staticmethod(asyncio.new_event_loop)
+
+
+class TestTcpEncryptedOnPlainAsyncio(FlowTests, EndingTests):
+    scheme = "tcp"
+    encryption = ENCRYPTED
     loop_factory = staticmethod(asyncio.new_event_loop)
 
 

@@ -59,6 +59,9 @@ class ConformanceBase:
     frozen_heartbeat_s: ClassVar[float] = LinkSettings().heartbeat_s
     """`heartbeat_s` of the links whose peer is stopped for 10 s."""
 
+    sends_huge_frames: ClassVar[bool] = True
+    """False leaves out a frame of more than 4 GiB, which takes long; for a second subclass of a transport."""
+
     stranger_timeout_s: ClassVar[float] = 5.0
     """A listener hangs up within this on bytes that are not its protocol."""
 

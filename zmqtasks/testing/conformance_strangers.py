@@ -32,7 +32,7 @@ _FLOOD_COST_BYTES = 64 * MIB
 
 _STRANGERS = {
     "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
-    "tls": bytes.fromhex("160301020001") + bytes(507) + b"\xfc",
+    "tls": bytes.fromhex("16030101fd01") + bytes(507) + b"\xfc",
     "ssh": b"SSH-2.0-OpenSSH_9.7\r\n",
     "noise": random.Random(7).randbytes(5000),
     "zeros": bytes(5000),

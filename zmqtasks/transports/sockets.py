@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import socket
 from typing import Any
 
@@ -71,6 +72,29 @@ async def listening_socket(where: HostPort) -> socket.socket:
                 hint = str(exc.strerror or exc)
         raise ConnectError(f"cannot listen at {where}: {hint}") from exc
     return sock
+
+
+def stays_on_host(sock: socket.socket) -> bool:
+    """Whether a connected socket's peer is on this host, as far as addresses tell: loopback, or one address for both."""
+    own, peer = (ipaddress.ip_address(name[0].partition("%")[0]) for name in (sock.getsockname(), sock.getpeername()))
+    mapped = getattr(peer, "ipv4_mapped", None) or peer
+    return bool(mapped.is_loopback) or own == peer
+
+
+async def first_bytes(sock: socket.socket, size: int) -> bytes:
+    """Up to `size` bytes that the peer has sent, which stay to be read; waits for one; none: it has hung up."""
+    loop = asyncio.get_running_loop()
+    while True:
+        try:
+            return sock.recv(size, socket.MSG_PEEK)
+        except (BlockingIOError, InterruptedError):
+            pass
+        readable = asyncio.Event()
+        loop.add_reader(sock, readable.set)
+        try:
+            await readable.wait()
+        finally:
+            loop.remove_reader(sock)
 
 
 def connectable_host(bound_host: str, family: int) -> str:

@@ -6,8 +6,9 @@ The wire, all integers little-endian:
     message = kind:u32 count:u32 length:u64 * count frame * count     (kind 1)
             | kind:u32 0:u32                                          (kind 2: the sender closes in good order)
 
-Each side sends the preamble at once, before it has read the other's. A stream that ends without the closing message
-broke.
+Each side sends the preamble at once, before it has read the other's (but a listener that also takes encrypted links,
+which begin otherwise, hears its caller first). A stream that ends without the closing message broke.
+ENCRYPTION_NEEDED in place of the preamble, and the end of the stream: the listener takes encrypted links only from there.
 
 `StreamReader` turns bytes into messages. It reads into a scratch buffer that all readers of a thread share (it is hot
 in the cache, and 500 comms need no 500 buffers): `get_buffer`, the read and `received` must follow each other with no
@@ -21,7 +22,7 @@ from __future__ import annotations
 import struct
 import threading
 
-from zmqtasks.errors import LimitExceededError, LocalProtocolError, RemoteProtocolError
+from zmqtasks.errors import ConnectError, LimitExceededError, LocalProtocolError, RemoteProtocolError
 from zmqtasks.protocol.frames import GIB, KIB, Frames, Limits, as_bytes_view
 from zmqtasks.transports.memory import SmallFrameArena, allocate_aligned, allocate_zeroed
 
@@ -29,6 +30,9 @@ PREAMBLE = b"\xf5ztasks\x01"
 """First bytes of a stream: no text, no TLS record, no ZMTP greeting starts so; the last byte is the framing's
 version.
 """
+
+ENCRYPTION_NEEDED = b"\xf5ztcrypt"
+"""A listener's answer to a preamble that should have come encrypted; as long as the preamble."""
 
 _MESSAGE = 1
 _GOODBYE = 2
@@ -50,6 +54,15 @@ _WRITE_BYTES = 1 * GIB
 """Longest piece given to one write: several layers below count in 32-bit integers."""
 
 _SHOWN_BYTES = 32
+_TLS_RECORD = 0x16
+
+
+class EncryptionFailedError(ConnectError):
+    """No encrypted link came about; the message says why, of a peer called "it"."""
+
+
+class EncryptionNeededError(RemoteProtocolError):
+    """The listener does not talk in plain."""
 
 
 class _ThreadScratch(threading.local):
@@ -174,6 +187,15 @@ class StreamReader:
                 return False
             self._pos += len(PREAMBLE)
             return True
+        if ENCRYPTION_NEEDED.startswith(start[: len(ENCRYPTION_NEEDED)]):
+            if len(start) < len(ENCRYPTION_NEEDED):
+                return False
+            raise EncryptionNeededError("the peer takes encrypted links only")
+        if start[0] == _TLS_RECORD:
+            raise RemoteProtocolError(
+                f"the peer began a TLS handshake ({start!r}), and this side does not encrypt: "
+                f"--encryption must be the same on all nodes"
+            )
         if start[: len(PREAMBLE) - 1] == PREAMBLE[:-1]:
             raise RemoteProtocolError(
                 f"the peer frames its messages by version {start[len(PREAMBLE) - 1]} of the stream protocol, "

@@ -9,22 +9,35 @@ import asyncio
 import logging
 import socket
 from abc import abstractmethod
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from zmqtasks.errors import (
     CommError,
     ConnectError,
     ConnectionRefusedByPeerError,
     ConnectTimeoutError,
+    PeerIdentityError,
     RemoteProtocolError,
 )
 from zmqtasks.transports.base import Comm, LinkSettings, Listener, Transport
+from zmqtasks.transports.stream import EncryptionFailedError, EncryptionNeededError
 from zmqtasks.transports.stream_comm import StreamComm
+
+if TYPE_CHECKING:
+    from zmqtasks.transports.tls import TlsStream
 
 _log = logging.getLogger(__name__)
 
 _ACCEPTS_PER_TURN = 64
 _ACCEPT_RETRY_S = 0.5
+_STRANGERS = 4096
+"""Callers that may be inside at the same time without a comm (they have said nothing yet, or TLS shakes hands)."""
+_TURNED_AWAY_LINES = 100
+_CLOSE_WAIT_S = 0.1
+
+_EndpointT = TypeVar("_EndpointT", StreamComm, "TlsStream")
 
 
 class StreamListener(Listener):
@@ -44,7 +57,7 @@ class StreamListener(Listener):
         self._sock = sock
         self._on_comm = on_comm
         self._settings = settings
-        self._accepting: set[asyncio.Task[None]] = set()
+        self._accepting: OrderedDict[asyncio.Task[None], None] = OrderedDict()
         self._retry: asyncio.TimerHandle | None = None
         self._turned_away: set[str] = set()
         self._loop.add_reader(sock, self._accept)
@@ -55,8 +68,12 @@ class StreamListener(Listener):
             self._sock.close()
             if self._retry is not None:
                 self._retry.cancel()
-        if self._accepting:
-            await asyncio.wait(self._accepting)
+        if self._accepting:  # who is done in a moment becomes a comm, strangers are hung up on
+            _, strangers = await asyncio.wait(self._accepting, timeout=_CLOSE_WAIT_S)
+            for stranger in strangers:
+                stranger.cancel()
+            if strangers:
+                await asyncio.wait(strangers)
 
     def _accept(self) -> None:
         for _ in range(_ACCEPTS_PER_TURN):
@@ -73,8 +90,10 @@ class StreamListener(Listener):
                 self._retry = self._loop.call_later(_ACCEPT_RETRY_S, self._accept_again)
                 return
             task = self._loop.create_task(self._make_comm(sock))
-            self._accepting.add(task)
-            task.add_done_callback(self._accepting.discard)
+            self._accepting[task] = None
+            task.add_done_callback(self._accepting.pop)
+            if len(self._accepting) > _STRANGERS:
+                next(iter(self._accepting)).cancel()
 
     def _accept_again(self) -> None:
         self._retry = None
@@ -82,9 +101,10 @@ class StreamListener(Listener):
 
     async def _make_comm(self, sock: socket.socket) -> None:
         try:
-            comm = await self._transport.open_comm(sock, self._settings)
+            comm = await self._transport.accept_comm(sock, self._settings)
         except ConnectError as exc:
-            if str(exc) not in self._turned_away:  # told once: whoever tries all day does not fill the log
+            # Told once: whoever tries all day does not fill the log.
+            if str(exc) not in self._turned_away and len(self._turned_away) < _TURNED_AWAY_LINES:
                 self._turned_away.add(str(exc))
                 _log.warning("%s turned a connection away: %s", self.address, exc)
             return
@@ -96,6 +116,10 @@ class StreamListener(Listener):
         except Exception:
             _log.exception("on_comm of %s failed: the link from %s is aborted", self.address, comm.peer_address)
             comm.abort("refused")
+
+
+class ListenerEncryptsError(ConnectError):
+    """The listener takes encrypted links only, and this one was not."""
 
 
 class StreamTransport(Transport):
@@ -129,14 +153,24 @@ class StreamTransport(Transport):
             raise ConnectTimeoutError(
                 f"nothing answered at {address} within {settings.connect_timeout_s:g} s: {self.why_no_answer()}"
             ) from exc
-        except (ConnectError, asyncio.CancelledError):
+        except asyncio.CancelledError:
             if comm is not None:
                 comm.abort()
             raise
+        except PeerIdentityError as exc:
+            raise PeerIdentityError(f"no encrypted link to {address}: {exc}") from exc
         except ConnectionRefusedError as exc:
             raise ConnectionRefusedByPeerError(f"nobody listens at {address}: is the node running?") from exc
+        except EncryptionFailedError as exc:
+            raise ConnectError(f"no encrypted link to {address}: {exc}") from exc
+        except ConnectError:
+            raise
         except OSError as exc:
             raise ConnectError(f"no link to {address}: {exc.strerror or exc}") from exc
+        if isinstance(comm.ended, EncryptionNeededError):
+            raise ListenerEncryptsError(f"{address} takes encrypted links only") from comm.ended
+        if isinstance(comm.ended, CommError) and isinstance(comm.ended.__cause__, PeerIdentityError):
+            raise PeerIdentityError(f"no encrypted link to {address}: {comm.ended.__cause__}") from comm.ended
         if isinstance(comm.ended, RemoteProtocolError):
             raise ConnectError(f"{address} is not a zmqtasks node over {self.scheme}: {comm.ended}") from comm.ended
         if isinstance(comm.ended, CommError):
@@ -153,7 +187,11 @@ class StreamTransport(Transport):
             raise
         return await self.attach(comm, sock)
 
-    async def attach(self, comm: StreamComm, sock: socket.socket) -> StreamComm:
+    async def accept_comm(self, sock: socket.socket, settings: LinkSettings) -> StreamComm:
+        """Like `open_comm`, for the listening side."""
+        return await self.open_comm(sock, settings)
+
+    async def attach(self, comm: _EndpointT, sock: socket.socket) -> _EndpointT:
         """Gives the socket to the event loop on behalf of `comm`."""
         loop = asyncio.get_running_loop()
         # Of the ways to attach a socket, this one takes every family, and serves the calling side as well. Shielded, as

@@ -89,7 +89,9 @@ class UnixTransport(StreamTransport):
     def make_comm(self, sock: socket.socket, settings: LinkSettings) -> StreamComm:
         local, peer = self.addresses_of(sock)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
-        return StreamComm(asyncio.get_running_loop(), sock, settings, local, peer)
+        comm = StreamComm(asyncio.get_running_loop(), sock, settings, local, peer)
+        comm.same_host = True
+        return comm
 
     def addresses_of(self, sock: socket.socket) -> tuple[str, str]:
         """Local and peer address of a connected socket; raises `ConnectError` when the peer is another user's."""

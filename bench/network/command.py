@@ -31,6 +31,9 @@ def run(
     scheduler: str | None,
     scheduler_file: str | None,
     key_file: str | None,
+    pairs: int | None,
+    parallel: bool,
+    pair_timeout: float | None,
 ) -> int:
     """Gives the exit code: 0, or 130 when the run was interrupted (what it had is shown and written all the same)."""
     console = Console()
@@ -42,10 +45,18 @@ def run(
 
             need_matplotlib()
         if scheduler or scheduler_file:
-            from .matrix import measure_cluster
+            from .cluster import measure_cluster
 
             report = measure_cluster(
-                scheduler, scheduler_file, key_file, quick=quick, sizes=sizes, rounds=rounds, console=console
+                scheduler,
+                scheduler_file,
+                key_file,
+                quick=quick,
+                sizes=sizes,
+                pairs=pairs,
+                together=parallel,
+                limit_s=pair_timeout,
+                console=console,
             )
         else:
             chosen = (suite.quick if quick else suite.full)(sizes, peers, rounds)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import itertools
 import queue
 import secrets
 import time
@@ -28,17 +29,13 @@ from .document import Matrix
 from .figures import MIB
 from .pairs import Link, Pair, choose_pairs, choose_workers, host_labels, next_free, unique_labels
 from .processes import MeasuringError
-from .slow import judge
+from .slow import compare_hosts, judge
 
 if TYPE_CHECKING:
     from zmqtasks import Client, Future
 
 SMALL_BYTES = 8
 """Of the value whose fetch is the latency."""
-SLACK_S = 10.0
-"""More than a pair's limit: for the scheduler and the worker's start of the task."""
-PREPARE_S = 60.0
-"""To make the values; a worker that is not done by then is busy with something else."""
 ATTEMPTS = 3
 """A worker with which so many pairs have failed and none has worked is not tried again."""
 MEMORY_SHARE = 8
@@ -60,6 +57,10 @@ class MatrixPlan:
     """About the time for one figure."""
     limit_s: float = 30.0
     """Of a pair."""
+    slack_s: float = 10.0
+    """More than that: for the scheduler and the worker's start of the task."""
+    prepare_s: float = 60.0
+    """To make the values; a worker that is not done by then is busy with something else."""
     pairs: int | None = None
     """About so many ordered pairs; None: all of a small cluster, `DEFAULT_PAIRS` of a large one."""
     together: bool = False
@@ -131,6 +132,7 @@ class _Run:
         self._workers = _described(info)
         self._sizes = _sizes_that_fit(plan, info)
         self._pairs = choose_pairs(len(self._workers), plan.pairs)
+        self._hosts: dict[str, dict[str, Any]] = {}
         self._done = 0
 
     # Preparing and cleaning up
@@ -142,13 +144,20 @@ class _Run:
                 key = f"bench-net-{self._token}-{worker.address}-{size}"
                 future = self._client.submit(probe.make_bytes, size, key=key, workers=[worker.address], priority=1)
                 worker.values.append(future)
-        end = time.monotonic() + PREPARE_S
+        firsts = {worker.host: worker for worker in reversed(self._workers)}
+        about = {
+            host: self._client.submit(probe.about_host, workers=[firsts[host].address], priority=1)
+            for host in sorted(firsts)
+        }
+        end = time.monotonic() + self._plan.prepare_s
         for worker in self._workers:
-            if worker.gone:
-                continue
             error = self._value_error(worker, end)
             if error:
-                self._give_up(worker, error)
+                worker.gone = error
+        for host, future in about.items():
+            if not firsts[host].gone:
+                with contextlib.suppress(Exception):  # good to know, no more
+                    self._hosts[host] = future.result(timeout=max(1.0, end - time.monotonic()))
 
     def _value_error(self, worker: _Worker, end: float) -> str:
         """Why its values are not there; looks at whether the worker still is, now and then."""
@@ -156,7 +165,7 @@ class _Run:
             while not future.done():
                 left = end - time.monotonic()
                 if left <= 0:
-                    return f"it has not made its values within {PREPARE_S:g} s: busy with other tasks, or stopped?"
+                    return f"it has not made its values within {self._plan.prepare_s:g} s: busy with other tasks, or stopped?"
                 if not self._is_there(worker):
                     return "it has left the cluster"
                 with contextlib.suppress(TimeoutError):
@@ -170,9 +179,9 @@ class _Run:
         """Cancels what runs and lets go of all values."""
         with contextlib.suppress(Exception):  # the cluster may be gone by now
             self._client.cancel(list(self._tasks.values()))
+        for future in itertools.chain(self._tasks.values(), *(worker.values for worker in self._workers)):
+            future.release()
         self._tasks.clear()
-        for worker in self._workers:
-            worker.values.clear()
 
     # One pair after the other on each host
 
@@ -189,7 +198,7 @@ class _Run:
                 del pending[pair]
                 busy.update({hosts[pair[0]], hosts[pair[1]]})
                 self._start(pair, [pair[0]], pair[1])
-                deadlines[pair] = time.monotonic() + self._plan.limit_s + SLACK_S
+                deadlines[pair] = time.monotonic() + self._plan.limit_s + self._plan.slack_s
             if not deadlines:
                 continue
             for pair in self._wait_any(deadlines):
@@ -250,9 +259,9 @@ class _Run:
             worker.worked += not link.error
             if link.error and not worker.gone:
                 if not self._is_there(worker):
-                    self._give_up(worker, "it has left the cluster")
+                    worker.gone = "it has left the cluster"
                 elif worker.failed >= ATTEMPTS and not worker.worked:
-                    self._give_up(worker, f"not tried after {worker.failed} pairs with it had failed")
+                    worker.gone = f"not tried after {worker.failed} pairs with it had failed"
         return link
 
     def _answers(self, name: Any, target: _Worker) -> tuple[list[dict[str, Any]], str]:
@@ -262,7 +271,7 @@ class _Run:
             self._client.cancel([future])
             if not self._is_there(target):
                 return [], f"{target.label} has left the cluster"
-            waited_s = self._plan.limit_s + SLACK_S
+            waited_s = self._plan.limit_s + self._plan.slack_s
             return (
                 [],
                 f"{target.label} did not answer within {waited_s:g} s: busy with other tasks, stopped or cut off?",
@@ -271,6 +280,7 @@ class _Run:
         if error is not None:
             return [], f"the task on {target.label} failed: {error}"
         answers: list[dict[str, Any]] | None = future.result()
+        future.release()  # the thread that calls back may hold on to the last one
         return answers or [], "" if answers else f"the task on {target.label} was cancelled"
 
     # All at once
@@ -286,7 +296,7 @@ class _Run:
                 self._report(self._links[source, target])
             else:
                 sources.setdefault(target, []).append(source)
-        limit = time.monotonic() + 2 * self._plan.limit_s + self._plan.time_s + SLACK_S
+        limit = time.monotonic() + 2 * self._plan.limit_s + self._plan.time_s + self._plan.slack_s
         deadlines: dict[Any, float] = dict.fromkeys(sources, limit)
         for target, mine in sources.items():
             self._start(target, mine, target)
@@ -305,9 +315,6 @@ class _Run:
     def _is_there(self, worker: _Worker) -> bool:
         return worker.address in self._client.scheduler_info()["workers"]
 
-    def _give_up(self, worker: _Worker, why: str) -> None:
-        worker.gone = why
-
     def _report(self, link: Link) -> None:
         self._done += 1
         source, target = self._workers[link.source], self._workers[link.target]
@@ -323,9 +330,10 @@ class _Run:
         for link in links:
             latency[link.source][link.target] = link.latency_us
             bandwidth[link.source][link.target] = link.bandwidth
-        judged = judge(labels, hosts, links)
+        judged = [*judge(labels, hosts, links), *compare_hosts(self._hosts)]
         facts = {
             "scheduler": self._client.scheduler_info()["address"] if not interrupted else "",
+            "hosts": self._hosts,
             "addresses": [worker.address for worker in self._workers],
             "workers_in_cluster": self._all_workers,
             "pairs_possible": len(labels) * (len(labels) - 1),

@@ -25,6 +25,27 @@ def make_bytes(size: int) -> Any:
     return numpy.frombuffer(numpy.random.default_rng().bytes(size), numpy.uint8)
 
 
+def about_host() -> dict[str, Any]:
+    """A task: what the host says of itself and of the interface that has the worker's address."""
+    import os
+    import socket
+
+    import psutil
+
+    from zmqtasks import get_worker
+
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    facts: dict[str, Any] = {"host": socket.gethostname(), "processors": processors}
+    host = get_worker().address.partition("://")[2].rpartition(":")[0].strip("[]")
+    stats = psutil.net_if_stats()
+    for name, addresses in psutil.net_if_addrs().items():
+        if host and any(address.address.partition("%")[0] == host.partition("%")[0] for address in addresses):
+            facts["interface"] = name
+            if name in stats:
+                facts["mtu"], facts["mbit_per_s"] = stats[name].mtu, stats[name].speed
+    return facts
+
+
 def measure_each(sources: list[Source], plan: Plan) -> list[dict[str, Any]] | None:
     """A task: figures of the links from each source to the worker that runs it, one source after the other."""
     found: list[dict[str, Any]] | None = _in_loop(_each, sources, plan)

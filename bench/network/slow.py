@@ -19,8 +19,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 
@@ -184,7 +186,7 @@ class _Judge:
         what = {"sending": "what it sends", "receiving": "what it receives", "both": "what it sends and receives"}
         way = what[suspect.direction] + (" within the host" if self._inside else "")
         text = (
-            f"{kind} {suspect.name} is slow: {self._metric} {self._text(suspect.mine)} in {way}, "
+            f"{kind} {suspect.name}{self._more(kind, suspect.name)} is slow: {self._metric} {self._text(suspect.mine)} in {way}, "
             f"{self._text(suspect.others)} between the others ({_times(factor)} slower)"
         )
         return Finding(
@@ -195,6 +197,17 @@ class _Judge:
             factor=factor,
             text=text,
         )
+
+    def _more(self, kind: str, name: str) -> str:
+        """The workers of a host, or the host of a worker."""
+        if kind == "worker":
+            return (
+                "" if self._inside and len(set(self._hosts)) == 1 else f" on {self._hosts[self._workers.index(name)]}"
+            )
+        there = [worker for worker, host in zip(self._workers, self._hosts, strict=True) if host == name]
+        what = "worker" if len(there) == 1 else "workers"
+        rest = f" and {len(there) - 3} more" if len(there) > 3 else ""
+        return f" ({what} {', '.join(there[:3])}{rest})"
 
     # Links
 
@@ -305,6 +318,24 @@ def _remarks(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]
         said.append(f"{len(mine)} x {name}{example}")
     text = f"links between hosts are not all of one kind, so compare with care: {'; '.join(said)}"
     return [Finding(kind="note", names=[], text=text)]
+
+
+def compare_hosts(hosts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
+    """Remarks on hosts whose interface is not as those of most others: another MTU, another speed."""
+    found: list[Finding] = []
+    for name, what in (("mtu", "an MTU of {}"), ("mbit_per_s", "a speed of {} Mbit/s")):
+        values = Counter(facts[name] for facts in hosts.values() if facts.get(name))
+        if len(values) < 2:
+            continue
+        usual, _ = values.most_common(1)[0]
+        for host, facts in hosts.items():
+            if facts.get(name) and facts[name] != usual:
+                text = (
+                    f"interface {facts.get('interface')} of host {host} has {what.format(facts[name])}, "
+                    f"those of most hosts {what.format(usual)}: is it the right interface (--interface)?"
+                )
+                found.append(Finding(kind="note", names=[host], text=text))
+    return found[:LISTED]
 
 
 def _times(factor: float) -> str:

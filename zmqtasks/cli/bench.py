@@ -72,6 +72,9 @@ def bench() -> None:
 @click.option("--html", "html_file", type=_FILE, help="Write a report: one file, with plots.")
 @click.option("--png", "png_folder", type=click.Path(file_okay=False, path_type=Path), help="Write the plots there.")
 @click.option("--scheduler", metavar="ADDRESS", help="Measure the links between the workers of this cluster instead.")
+@click.option("--pairs", type=click.IntRange(1), help="Of a cluster: about so many pairs (default: all, or 1000).")
+@click.option("--parallel", is_flag=True, help="Of a cluster: all pairs at the same time, a loaded network.")
+@click.option("--pair-timeout", type=click.FloatRange(1.0), help="Of a cluster: seconds for one pair (default: 30).")
 @scheduler_file_option
 @key_file_option
 def net(**options: Any) -> int:

@@ -71,3 +71,84 @@ def cable() -> Iterator[Cable]:
     finally:
         subprocess.run(["ip", "link", "del", f"{device}a"], check=False, capture_output=True)
         subprocess.run(["ip", "netns", "del", made.name], check=False, capture_output=True)
+
+
+class Host:
+    """A namespace of its own, on a switch with others; `address` is its IPv4 address, `device` its interface."""
+
+    device = "eth0"
+
+    def __init__(self, name: str, address: str, port: str) -> None:
+        self.name = name
+        self.address = address
+        self._port = port
+
+    @property
+    def prefix(self) -> tuple[str, ...]:
+        """What to put before a command so that it runs there."""
+        return ("ip", "netns", "exec", self.name)
+
+    def limit(self, rate: str) -> None:
+        """From now on it sends and receives no faster than `rate`, as `tc` writes it: "100mbit"."""
+        bucket = f"root tbf rate {rate} burst 64kb latency 50ms"
+        _run(f"ip netns exec {self.name} tc qdisc replace dev {self.device} {bucket}")
+        _run(f"tc qdisc replace dev {self._port} {bucket}")
+
+    def redirect(self, port: int, mark: int) -> None:
+        """TCP connections from and to other hosts go to a local `port` instead, but for those whose sockets have `mark`.
+
+        What listens there finds out by SO_ORIGINAL_DST where they were meant to go.
+        """
+        rules = f"""
+        table ip detour {{
+            chain prerouting {{
+                type nat hook prerouting priority -100;
+                iifname "{self.device}" meta l4proto tcp redirect to :{port}
+            }}
+            chain output {{
+                type nat hook output priority -100;
+                oifname "{self.device}" meta l4proto tcp meta mark != {mark} redirect to :{port}
+            }}
+        }}
+        """
+        _run("nft -f -", prefix=self.prefix, stdin=rules)
+
+
+class Switch:
+    """Hosts that reach each other and this namespace, whose address is `here`."""
+
+    def __init__(self, here: str, hosts: list[Host]) -> None:
+        self.here = here
+        self.hosts = hosts
+
+
+@contextlib.contextmanager
+def switch(count: int) -> Iterator[Switch]:
+    """A bridge with `count` namespaces; all is removed in the end."""
+    number = os.getpid()
+    subnet, bridge = f"10.{150 + number % 50}.{number // 50 % 250}", f"zs{number}"
+    hosts = [Host(f"ztasks-{number}-{i}", f"{subnet}.{i + 2}", f"{bridge}p{i}") for i in range(count)]
+    made = Switch(f"{subnet}.1", hosts)
+    try:
+        _run(f"ip link add {bridge} type bridge")
+        _run(f"ip addr add {made.here}/24 dev {bridge}")
+        _run(f"ip link set {bridge} up")
+        for i, host in enumerate(hosts):
+            _run(f"ip netns add {host.name}")
+            _run(f"ip link add {bridge}p{i} type veth peer name {host.device} netns {host.name}")
+            _run(f"ip link set {bridge}p{i} master {bridge} up")
+            _run(f"ip -n {host.name} addr add {host.address}/24 dev {host.device}")
+            _run(f"ip -n {host.name} link set {host.device} up")
+            _run(f"ip -n {host.name} link set lo up")
+        yield made
+    finally:
+        for i, host in enumerate(hosts):
+            subprocess.run(["ip", "link", "del", f"{bridge}p{i}"], check=False, capture_output=True)
+            subprocess.run(["ip", "netns", "del", host.name], check=False, capture_output=True)
+        subprocess.run(["ip", "link", "del", bridge], check=False, capture_output=True)
+
+
+def _run(command: str, prefix: tuple[str, ...] = (), stdin: str = "") -> None:
+    done = subprocess.run([*prefix, *command.split()], input=stdin, text=True, check=False, capture_output=True)
+    if done.returncode:
+        raise OSError(f"`{command}` failed: {done.stderr.strip() or done.returncode}")

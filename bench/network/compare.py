@@ -24,7 +24,7 @@ from .terminal import section_table
 from .wording import NOTHING, bandwidth_text, figure_text, ratio_text, size_text, time_text
 
 SMALLEST_CHANGE = 0.05
-UNKNOWN_NOISE = 0.5
+UNKNOWN_NOISE = 1.0
 _FEW_ROUNDS = 2
 """So few say little of the noise: their range counts for double."""
 _MARKS = {1: " ▲", -1: " ▼", 0: ""}

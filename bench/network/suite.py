@@ -40,7 +40,7 @@ class Suite:
 def quick(sizes: Collection[int] | None = None, peers: int | None = None, rounds: int | None = None) -> Suite:
     """About half a minute: enough to see what is what, not to see some per cent."""
     plan = Plan(sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, peers=peers or 2)
-    return Suite(plan, _with_gil(plan, 0.15), rounds or 3, rate_rounds=1, gil_rounds=1)
+    return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, rate_rounds=1, gil_rounds=1)
 
 
 def full(sizes: Collection[int] | None = None, peers: int | None = None, rounds: int | None = None) -> Suite:
@@ -50,13 +50,13 @@ def full(sizes: Collection[int] | None = None, peers: int | None = None, rounds:
         sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.2, peers=peers or 8
     )
     count = rounds or 3
-    return Suite(plan, _with_gil(plan, 0.5), count, rate_rounds=count, gil_rounds=count)
+    return Suite(plan, _with_gil(plan, 0.5, (MIB, 64 * MIB)), count, rate_rounds=count, gil_rounds=count)
 
 
-def _with_gil(plan: Plan, time_s: float) -> Plan:
+def _with_gil(plan: Plan, time_s: float, sizes: tuple[int, ...]) -> Plan:
     """A thread in the way makes everything take turns of 5 ms: fewer figures, more time for each."""
-    held = [size for size in plan.sizes if size in (MIB, 64 * MIB)] or [max(plan.sizes)]
-    return replace(plan, sizes=tuple(held), latency_sizes=(1,), time_s=time_s, rates=(), hold_gil=True)
+    held = tuple(size for size in plan.sizes if size in sizes) or (max(plan.sizes),)
+    return replace(plan, sizes=held, latency_sizes=(1,), time_s=time_s, rates=(), hold_gil=True)
 
 
 def _fitting(sizes: Collection[int]) -> tuple[int, ...]:

@@ -66,7 +66,7 @@ def answer(task: Task, plan: Plan) -> Answer:
     try:
         return Answer(figures=measure(task, plan))
     except ImportError as exc:
-        return Answer(error=str(exc), expected=True)
+        return Answer(error=f"{exc.name} is not installed" if exc.name else str(exc), expected=True)
     except (ZmqTasksError, MeasuringError, TimeoutError) as exc:
         return Answer(error=f"{type(exc).__name__}: {exc}" if str(exc) else type(exc).__name__, expected=True)
     except Exception as exc:

@@ -1,0 +1,100 @@
+"""The HTML report: whole in itself, quiet in a browser, no wider than its window."""
+
+from __future__ import annotations
+
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from bench.network import plots
+from bench.network.document import to_dict
+from bench.network.report import render
+from tests.bench.browser import CHROMIUM, Browser
+from tests.bench.documents import report
+
+
+class _Parser(HTMLParser):
+    """Tags and the attributes that fetch something."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        for name, value in attrs:
+            if (
+                name in ("src", "href", "xlink:href", "action", "data")
+                and value
+                and not value.startswith(("#", "data:"))
+            ):
+                self.fetched.append(value)
+
+
+def parsed(page: str) -> _Parser:
+    parser = _Parser()
+    parser.feed(page)
+    return parser
+
+
+def test_one_file_that_fetches_nothing_and_runs_nothing():
+    page = render(to_dict(report(matrix=True)))
+    found = parsed(page)
+    assert not found.fetched
+    assert "script" not in found.tags
+    assert not re.findall(r"url\((?!#)", page)
+    assert found.tags.count("svg") == len(plots.plots(report(matrix=True))) == 8
+
+
+def test_what_comes_from_elsewhere_is_text():
+    document = report(matrix=True)
+    hostile = "<script>alert(1)</script><img src=x onerror=alert(1)>"
+    document.subjects[1].name = document.title = document.command = hostile
+    document.machine["processor"] = document.skipped[0].reason = hostile
+    assert document.matrix is not None
+    document.matrix.workers[0] = document.matrix.findings[0] = hostile
+    found = parsed(render(to_dict(document)))
+    assert "script" not in found.tags
+    assert "img" not in found.tags
+
+
+def test_a_run_with_next_to_nothing_has_a_report():
+    document = report()
+    document.subjects.clear()
+    document.complete = False
+    assert "interrupted" in render(to_dict(document))
+
+
+def test_pngs(tmp_path):
+    written = plots.write_pngs(report(matrix=True), tmp_path / "plots")
+    assert len(written) == 8
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in written)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_a_browser_has_nothing_to_complain_about(tmp_path):
+    path = tmp_path / "report.html"
+    path.write_text(render(to_dict(report(matrix=True))), encoding="utf-8")
+    with Browser(tmp_path / "profile") as browser:
+        backgrounds = []
+        for width, dark in ((390, False), (1280, False), (1280, True)):
+            browser.open(path, width, dark)
+            assert browser.complaints() == []
+            assert browser.value("document.querySelectorAll('figure svg path').length") > 50
+            assert browser.value("document.documentElement.scrollWidth") <= width
+            backgrounds.append(browser.value("getComputedStyle(document.body).backgroundColor"))
+            smallest = "Math.min(...[...document.querySelectorAll('figure svg text')].map(e => e.getBoundingClientRect().height))"
+            assert browser.value(smallest) > 6, f"text of the plots at {width} px"
+        assert backgrounds[0] == backgrounds[1] != backgrounds[2]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed")
+def test_the_check_of_the_browser_can_fail(tmp_path):
+    path = tmp_path / "bad.html"
+    path.write_text("<html><script src='http://example.invalid/x.js'></script><p style='width:3000px'>x</p></html>")
+    with Browser(tmp_path / "profile") as browser:
+        browser.open(path, 390)
+        assert any("example.invalid" in complaint for complaint in browser.complaints())
+        assert browser.value("document.documentElement.scrollWidth") > 390

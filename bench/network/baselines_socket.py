@@ -1,0 +1,236 @@
+"""The baselines of links by sockets: a raw TCP connection over loopback between two processes, in Python.
+
+- *Bandwidth and rates* (`bandwidth`): blocking sockets. The sender calls `sendall` for each message, the receiver
+  `recv_into` one warm buffer of the message's size: no allocation, no framing, no event loop.
+- *Round trips* (`round_trips_evented`): both ends wait in uvloop's epoll, and a protocol answers what comes by
+  `transport.write`: the same wake-ups as a node has, and nothing else. `round_trips_blocking`, where the thread sleeps in
+  `recv`, is in the settings as `blocking_round_trip_us`: what the kernel alone takes.
+
+`python -m bench.network.baselines_socket` measures tcp, this baseline and tcp again in turn, and prints ratios.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import struct
+import sys
+import time
+from collections.abc import Iterator
+from typing import cast
+
+import uvloop
+
+from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles
+from .gil import holding_gil
+from .processes import START_TIMEOUT_S, Child, live_with_parent
+
+_COMMAND = struct.Struct("<QQ")  # size of a message, how many; none: echo messages of that size
+_WARM_UP = 50
+_PIECE_BYTES = 256 * KIB
+"""Messages from this on go by themselves; smaller ones too, but the receiver takes what has come of them."""
+
+
+def measure(plan: Plan) -> Figures:
+    """One round of the baseline."""
+    figures = Figures("raw socket")
+    with holding_gil(plan.hold_gil):
+        with _connection("blocking", plan.hold_gil) as sock:
+            for size in plan.sizes:
+                figures.bandwidth[size] = bandwidth(sock, size, plan.time_s).bandwidth
+            if "messages_per_s" in plan.rates:
+                figures.rates["messages_per_s"] = bandwidth(sock, SMALL_BYTES, plan.time_s).messages_per_s
+            blocking = round_trips_blocking(sock, plan.latency_sizes[0], plan.round_trips, plan.time_s)
+            figures.settings["blocking_round_trip_us"] = blocking.p50
+        for size in plan.latency_sizes:
+            with _connection("evented", plan.hold_gil, size) as sock:
+                figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, 2 * plan.time_s)
+    return figures
+
+
+def bandwidth(sock: socket.socket, size: int, time_s: float) -> Burst:
+    """Bursts of messages of `size` bytes from one buffer, to the other end of a `blocking` connection."""
+    message = bytearray(b"\xa5") * size
+    burst = Burst(size, time_s)
+    while burst.going:
+        burst.began()
+        sock.sendall(_COMMAND.pack(size, burst.count))
+        for _ in range(burst.count):
+            sock.sendall(message)
+        if sock.recv(1) != b"!":
+            raise ConnectionError("the other end of the raw socket is gone")
+        burst.ended()
+    return burst
+
+
+def round_trips_blocking(sock: socket.socket, size: int, count: int, time_s: float) -> Quantiles:
+    """Round trips on a `blocking` connection: both threads sleep in `recv`."""
+    message = bytearray(b"\xa5") * size
+    answer = memoryview(bytearray(size))
+    times: list[float] = []
+    end = time.perf_counter() + time_s
+    sock.sendall(_COMMAND.pack(size, 0))
+    while len(times) < count + _WARM_UP and (len(times) < 2 or time.perf_counter() < end):
+        began = time.perf_counter()
+        sock.sendall(message)
+        _receive(sock, answer)
+        times.append(time.perf_counter() - began)
+    sock.shutdown(socket.SHUT_WR)  # the other end echoes for as long as it lasts
+    return Quantiles.of(times[_WARM_UP:] or times)
+
+
+def round_trips_evented(sock: socket.socket, size: int, count: int, time_s: float) -> Quantiles:
+    """Round trips on an `evented` connection: both ends wait in uvloop's epoll."""
+    times = uvloop.run(_ping(sock, size, count + _WARM_UP, time_s))
+    return Quantiles.of(times[_WARM_UP:] or times)
+
+
+class _Ping(asyncio.Protocol):
+    def __init__(self, size: int, count: int, time_s: float) -> None:
+        self.done: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
+        self._times: list[float] = []
+        self._message = b"\xa5" * size
+        self._missing = size
+        self._count = count
+        self._end = time.perf_counter() + time_s
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self._began = time.perf_counter()
+        self._transport.write(self._message)
+
+    def data_received(self, data: bytes) -> None:
+        self._missing -= len(data)
+        if self._missing:
+            return
+        now = time.perf_counter()
+        self._times.append(now - self._began)
+        if len(self._times) < self._count and now < self._end:
+            self._missing = len(self._message)
+            self._began = time.perf_counter()
+            self._transport.write(self._message)
+        elif not self.done.done():
+            self.done.set_result(self._times)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if not self.done.done():
+            self.done.set_exception(exc or ConnectionError("the other end of the raw socket is gone"))
+
+
+async def _ping(sock: socket.socket, size: int, count: int, time_s: float) -> list[float]:
+    sock.setblocking(False)
+    loop = asyncio.get_running_loop()
+    transport, ping = await loop.connect_accepted_socket(lambda: _Ping(size, count, time_s), sock.dup())
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S + time_s):
+            return await ping.done
+    finally:
+        transport.close()
+
+
+class _Pong(asyncio.Protocol):
+    """Sends whole messages back."""
+
+    def __init__(self, size: int) -> None:
+        self.lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._size = size
+        self._parts: list[bytes] = []
+        self._missing = size
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._missing -= len(data)
+        self._parts.append(data)
+        if not self._missing:
+            self._transport.write(b"".join(self._parts) if len(self._parts) > 1 else data)
+            self._parts.clear()
+            self._missing = self._size
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.lost.set_result(None)
+
+
+@contextlib.contextmanager
+def _connection(mode: str, hold_gil: bool, size: int = 0) -> Iterator[socket.socket]:
+    """A connection to a process of its own that answers in the way of `mode`."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.settimeout(START_TIMEOUT_S)
+        call = json.dumps({"port": server.getsockname()[1], "mode": mode, "hold_gil": hold_gil, "size": size})
+        with Child("bench.network.baselines_socket" if __name__ == "__main__" else __name__, "answer", first_line=call):
+            sock, _ = server.accept()
+            with sock:
+                sock.settimeout(None)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                yield sock
+
+
+def _receive(sock: socket.socket, memory: memoryview) -> bool:
+    """Fills `memory`; False: the connection has ended."""
+    filled = 0
+    while filled < len(memory):
+        count = sock.recv_into(memory[filled:])
+        if not count:
+            return False
+        filled += count
+    return True
+
+
+def _answer_blocking(sock: socket.socket) -> None:
+    command = memoryview(bytearray(_COMMAND.size))
+    memory = memoryview(b"")
+    while _receive(sock, command):
+        size, count = _COMMAND.unpack(command)
+        room = size if size >= _PIECE_BYTES or not count else _PIECE_BYTES
+        if len(memory) != room:
+            memory = memoryview(bytearray(room))
+        if not count:
+            while _receive(sock, memory):
+                sock.sendall(memory)
+            return
+        left = size * count
+        while left:
+            received = sock.recv_into(memory[: min(left, room)])
+            if not received:
+                return
+            left -= received
+        sock.sendall(b"!")
+
+
+async def _answer_evented(sock: socket.socket, size: int) -> None:
+    sock.setblocking(False)
+    _, pong = await asyncio.get_running_loop().connect_accepted_socket(lambda: _Pong(size), sock)
+    await pong.lost
+
+
+def _answer() -> None:
+    call = json.loads(sys.stdin.buffer.readline())
+    live_with_parent()
+    with holding_gil(call["hold_gil"]), socket.create_connection(("127.0.0.1", call["port"])) as sock:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if call["mode"] == "blocking":
+            _answer_blocking(sock)
+        else:
+            uvloop.run(_answer_evented(sock, call["size"]))
+
+
+def _compare() -> None:
+    from .links import measure_link
+
+    plan = Plan(sizes=(MIB, 64 * MIB, 256 * MIB), rates=("messages_per_s", "batched_messages_per_s"), time_s=0.5)
+    rounds = [(measure_link("tcp", False, plan), measure(plan)) for _ in range(3)]
+    for size in plan.sizes:
+        ours, raw = (max(pair[side].bandwidth[size] for pair in rounds) / 1e9 for side in (0, 1))
+        print(f"{size >> 20:5d} MiB: tcp {ours:.2f} GB/s, raw {raw:.2f} GB/s, ratio {ours / raw:.2f}")
+    ours, raw = (min(pair[side].latency_us[1].p50 for pair in rounds) for side in (0, 1))
+    blocking = min(float(raw_round.settings["blocking_round_trip_us"]) for _, raw_round in rounds)
+    print(f"round trip: tcp {ours:.1f} us, raw {raw:.1f} us (blocking {blocking:.1f} us), ratio {ours / raw:.2f}")
+    for name in plan.rates:
+        print(name, ", ".join(f"{max(pair[side].rates.get(name, 0) for pair in rounds):,.0f}" for side in (0, 1)))
+
+
+if __name__ == "__main__":
+    _answer() if sys.argv[1:] == ["answer"] else _compare()

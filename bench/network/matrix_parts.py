@@ -1,0 +1,91 @@
+"""Parts of the matrix without the measuring: its workers, what a probe's answer means, of two figures the better one."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .pairs import Link, Pair, choose_workers, host_labels, unique_labels
+
+if TYPE_CHECKING:
+    from zmqtasks import Future
+
+MEMORY_SHARE = 8
+"""Values take at most 1/8 of the smallest worker's memory."""
+
+
+@dataclass(slots=True)
+class Measured:
+    """One worker of the matrix."""
+
+    address: str
+    label: str
+    host: str
+    values: list[Future[Any]] = field(default_factory=list)
+    """The small one, then the large ones."""
+    gone: str = ""
+    """Why it is not tried any more."""
+    worked: int = 0
+    failed: int = 0
+
+
+def describe_workers(info: dict[str, dict[str, Any]]) -> list[Measured]:
+    """From the scheduler's answer: the workers to measure, sorted by host and name."""
+    addresses = sorted(info, key=lambda address: (_natural(info[address]["host"], info[address]["name"]), address))
+    hosts = host_labels([info[address]["host"] for address in addresses], [_ip(address) for address in addresses])
+    labels = unique_labels([info[address]["name"] for address in addresses], addresses)
+    return [Measured(addresses[i], labels[i], hosts[i]) for i in choose_workers(hosts)]
+
+
+def _natural(*texts: str) -> list[list[tuple[int, str]]]:
+    """A sort key by which n2 comes before n10."""
+    return [[(int(part) if part.isdecimal() else -1, part) for part in re.split(r"([0-9]+)", text)] for text in texts]
+
+
+def _ip(address: str) -> str:
+    """The IP address in a worker's address, empty where there is none or it is loopback."""
+    host = address.partition("://")[2].rpartition(":")[0].strip("[]")
+    try:
+        return "" if ipaddress.ip_address(host.partition("%")[0]).is_loopback else host
+    except ValueError:
+        return ""
+
+
+def sizes_that_fit(sizes: tuple[int, ...], info: dict[str, dict[str, Any]]) -> tuple[int, ...]:
+    """Those for which each worker has memory; at least the smallest."""
+    limits = [worker["memory_limit"] for worker in info.values() if worker.get("memory_limit")]
+    most = min(limits, default=0) / MEMORY_SHARE
+    fitting = tuple(size for size in sizes if not limits or size <= most)
+    return fitting or sizes[:1]
+
+
+def link_of(pair: Pair, answer: dict[str, Any]) -> Link:
+    """From what the probe has found."""
+    link = Link(source=pair[0], target=pair[1], error=answer["error"])
+    if about := answer.get("about"):
+        link.transport, link.same_host, link.encrypted = about["transport"], about["same_host"], about["encrypted"]
+    if first_s := answer.get("first_s"):
+        link.first_ms = first_s * 1e3
+    if times := answer.get("latency_s"):
+        link.latency_us = times[(len(times) - 1) // 2] * 1e6
+        if len(times) >= 100:
+            link.latency_p99_us = times[int(len(times) * 0.99)] * 1e6
+    if by_size := dict(answer.get("bandwidth", ())):
+        link.by_size = by_size
+        link.bandwidth = max(by_size.values()) or None
+    return link
+
+
+def better(first: Link, second: Link) -> Link:
+    """The second one, with the better figures of both."""
+    if first is second or second.error:
+        return first
+    latencies = [link for link in (first, second) if link.latency_us]
+    quick = min(latencies, key=lambda link: link.latency_us or 0.0, default=second)
+    fast = max((first, second), key=lambda link: link.bandwidth or 0.0)
+    second.latency_us, second.latency_p99_us = quick.latency_us, quick.latency_p99_us
+    second.bandwidth, second.by_size = fast.bandwidth, fast.by_size
+    second.first_ms = first.first_ms
+    return second

@@ -1,13 +1,14 @@
 """How fast a link is: `python -m bench.links [--json FILE]`, for each built-in transport, between two processes of this host.
 
 Round trip: a message of 100 bytes that the other process sends back, one at a time. Bandwidth: messages of 64 MiB, each
-acknowledged by a small one. Medians of all rounds.
+acknowledged by a small one. Medians of all rounds. Transports that encrypt are measured both ways (`tcp-encrypted`).
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
 import statistics
 import sys
@@ -19,9 +20,10 @@ from rich.table import Table
 
 from bench.tasks.machine import facts
 from zmqtasks.protocol.frames import DATA_LIMITS, MIB
+from zmqtasks.testing.conformance_base import ENCRYPTED
 from zmqtasks.transports import Comm, LinkSettings, connect, get_transport, listen
 
-TRANSPORTS = ("tcp", "unix", "zmq")
+TRANSPORTS = ("tcp", "tcp-encrypted", "unix", "zmq", "zmq-encrypted")
 """Not inproc, which does not leave the process."""
 
 SETTINGS = LinkSettings(limits=DATA_LIMITS)
@@ -77,19 +79,22 @@ class Answerer:
         self.ended.set_result(None)
 
 
-async def answer(address: str) -> None:
+async def answer(address: str, settings: LinkSettings) -> None:
     """The other process."""
-    comm = await connect(address, SETTINGS)
+    comm = await connect(address, settings)
     await Answerer(comm).ended
     await comm.close()
 
 
-async def measure(scheme: str) -> dict[str, object]:
+async def measure(name: str) -> dict[str, object]:
     """One row of the table."""
+    scheme, _, encrypted = name.partition("-")
+    settings = dataclasses.replace(SETTINGS, encryption=ENCRYPTED) if encrypted else SETTINGS
     arrivals: asyncio.Queue[Comm] = asyncio.Queue()
     uses_ip = get_transport(scheme).capabilities.uses_ip
-    listener = await listen(f"{scheme}://127.0.0.1:0" if uses_ip else f"{scheme}://", arrivals.put_nowait, SETTINGS)
-    other = await asyncio.create_subprocess_exec(sys.executable, "-m", "bench.links", "--answer", listener.address)
+    listener = await listen(f"{scheme}://127.0.0.1:0" if uses_ip else f"{scheme}://", arrivals.put_nowait, settings)
+    command = [sys.executable, "-m", "bench.links", "--answer", listener.address, "--transports", name]
+    other = await asyncio.create_subprocess_exec(*command)
     async with asyncio.timeout(30):
         caller = Caller(await arrivals.get())
     trips = (await caller.times_s(SMALL, WARM_UP + ROUND_TRIPS))[WARM_UP:]
@@ -98,7 +103,7 @@ async def measure(scheme: str) -> dict[str, object]:
     await other.wait()
     await listener.close()
     return {
-        "transport": scheme,
+        "transport": name,
         "round_trip_us": round(statistics.median(trips) * 1e6, 1),
         "round_trip_p99_us": round(statistics.quantiles(trips, n=100)[98] * 1e6, 1),
         "bandwidth_gb_per_s": round(LARGE / statistics.median(loads) / 1e9, 2),
@@ -113,7 +118,10 @@ def main() -> None:
     parser.add_argument("--answer", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.answer:
-        uvloop.run(answer(options.answer))
+        encrypted = options.transports[0].endswith("-encrypted")
+        uvloop.run(
+            answer(options.answer, dataclasses.replace(SETTINGS, encryption=ENCRYPTED) if encrypted else SETTINGS)
+        )
         return
     rows = [uvloop.run(measure(scheme)) for scheme in options.transports]
     table = Table("transport", "round trip, 100 B", "99 % within", "bandwidth, 64 MiB")

@@ -39,11 +39,12 @@ TLS_RECORD = b"\x16"
 _KEY_LABEL = b"zmqtasks tls identity v1"
 _NAME = "zmqtasks node"
 
-_PIECE_BYTES = 128 * KIB
-"""Read from the socket, or encrypted, in one go. OpenSSL's buffers of a link grow to this and stay."""
-_TURN_BYTES = 8 * _PIECE_BYTES
+_PIECE_BYTES = 64 * KIB
+"""Read from the socket, or encrypted, in one go. OpenSSL's buffers of a link grow to this and stay; larger ones are no
+faster, nor are smaller ones (`python -m bench.links --transports tcp-encrypted`)."""
+_TURN_BYTES = 16 * _PIECE_BYTES
 """Encrypted in one turn of the loop: 0.4 ms."""
-_AHEAD_BYTES = 2 * _PIECE_BYTES
+_AHEAD_BYTES = 4 * _PIECE_BYTES
 """Ciphertext that may wait for the socket."""
 
 _WRONG_KEY_ALERTS = ("UNKNOWN_CA", "BAD_CERTIFICATE", "CERTIFICATE_REQUIRED", "DECRYPT_ERROR", "CERTIFICATE_UNKNOWN")

@@ -29,6 +29,7 @@ __all__ = [
     "create_key",
     "default_key_path",
     "load_key",
+    "new_key",
     "wait_for_key",
 ]
 
@@ -224,13 +225,27 @@ def create_key(path: str | os.PathLike[str]) -> ClusterKey:
             return load_key(
                 path
             )  # somebody has made it meanwhile, or there is something wrong with it, which is said again
+    _make_file(path, ClusterKey.generate())
+    return load_key(path)
+
+
+def new_key(path: str | os.PathLike[str]) -> ClusterKey:
+    """A new key, in a new file; raises SecurityError when there is a file already: no key is ever overwritten."""
+    path = Path(path)
     key = ClusterKey.generate()
+    if not _make_file(path, key):
+        raise SecurityError(
+            f"{path} exists, and nodes may use the key in it: name another file, or move that one away and restart them"
+        )
+    return key
+
+
+def _make_file(path: Path, key: ClusterKey) -> bool:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        _publish(path, key)
+        return _publish(path, key)
     except OSError as exc:
         raise SecurityError(f"the cluster key {path} cannot be written: {exc.strerror or exc}") from exc
-    return load_key(path)
 
 
 def wait_for_key(path: str | os.PathLike[str], timeout_s: float) -> ClusterKey:
@@ -247,8 +262,8 @@ def wait_for_key(path: str | os.PathLike[str], timeout_s: float) -> ClusterKey:
     return load_key(path)
 
 
-def _publish(path: Path, key: ClusterKey) -> None:
-    """Writes the key under a temporary name and links it into place, unless another process was first."""
+def _publish(path: Path, key: ClusterKey) -> bool:
+    """Writes the key under a temporary name and links it into place; False: something was there already."""
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")  # O_EXCL, mode 0600
     try:
         with open(descriptor, "w", encoding="ascii") as file:
@@ -258,11 +273,13 @@ def _publish(path: Path, key: ClusterKey) -> None:
         try:
             os.link(temporary, path)  # unlike rename, never replaces a key that others may have loaded
         except FileExistsError:
-            pass
+            return False
         except OSError:
             # A file system without hard links: what is left is rename, checked as well as can be.
-            if not path.exists():
-                os.rename(temporary, path)
+            if os.path.lexists(path):
+                return False
+            os.rename(temporary, path)
+        return True
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)

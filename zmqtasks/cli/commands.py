@@ -15,6 +15,7 @@ COMMANDS = {
     "scheduler": ("zmqtasks.cli.scheduler:scheduler", "Start a scheduler."),
     "worker": ("zmqtasks.cli.worker:worker", "Start workers for a scheduler."),
     "status": ("zmqtasks.cli.status:status", "Show workers, tasks and memory of a cluster."),
+    "key": ("zmqtasks.cli.key:key", "Make a cluster key, or tell of one."),
     "demo": ("zmqtasks.cli.demo:demo", "Run two real computations on a small local cluster."),
     "bench": ("zmqtasks.cli.bench:bench", "Measure what the network gives."),
 }

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zmqtasks.cli.interfaces import interface_host, interface_option
 from zmqtasks.cli.options import (
     DEFAULT_PORT,
     PROTOCOLS,
@@ -20,6 +21,7 @@ from zmqtasks.cli.options import (
 )
 from zmqtasks.config import load_config
 from zmqtasks.deploy.serve import calm_collector
+from zmqtasks.errors import ConfigError
 
 if TYPE_CHECKING:
     from zmqtasks.nodes.scheduler.node import SchedulerNode
@@ -34,6 +36,7 @@ log = logging.getLogger(__name__)
     show_default=True,
     help="Where to listen: an IPv4 or IPv6 address or a name; 0.0.0.0 or :: for every interface.",
 )
+@interface_option
 @click.option(
     "--port", type=click.IntRange(0, 65535), default=DEFAULT_PORT, show_default=True, help="0: any free port."
 )
@@ -50,6 +53,7 @@ log = logging.getLogger(__name__)
 @log_level_option
 def scheduler(
     host: str,
+    interface: str | None,
     port: int,
     protocol: str,
     scheduler_file: str | None,
@@ -64,6 +68,12 @@ def scheduler(
     """
     from zmqtasks.nodes.scheduler.node import SchedulerNode
 
+    if interface:
+        if protocol == "unix":
+            raise ConfigError(
+                f"--interface {interface}: unix uses no network interface; leave it out, or take tcp or zmq"
+            )
+        host = interface_host(interface)
     key = scheduler_key(key_file, encryption)
 
     def make() -> SchedulerNode:

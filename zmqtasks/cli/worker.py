@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from zmqtasks.cli.interfaces import interface_address, interface_host, interface_option
 from zmqtasks.cli.options import (
     PROTOCOLS,
     encryption_option,
@@ -43,6 +44,7 @@ log = logging.getLogger(__name__)
 @click.option("--name", default="", help="Name of the worker; with --nworkers N they are NAME-0, NAME-1, ...")
 @click.option("--local-directory", type=click.Path(file_okay=False), help="Where workers keep files.")
 @click.option("--protocol", type=click.Choice(PROTOCOLS), help="For data between workers (default: the scheduler's).")
+@interface_option
 @click.option("--nanny/--no-nanny", default=True, help="Whether a nanny watches and restarts the worker processes.")
 @key_file_option
 @encryption_option
@@ -57,6 +59,7 @@ def worker(
     name: str,
     local_directory: str | None,
     protocol: str | None,
+    interface: str | None,
     nanny: bool,
     key_file: str | None,
     encryption: str | None,
@@ -68,7 +71,12 @@ def worker(
     threads = nthreads or max(1, available_cpus() // nworkers)
     limit_bytes = parse_memory_limit(memory_limit, threads, nworkers)
     amounts = parse_resources(resources)
+    if interface:
+        interface_host(interface)  # before anything is waited for
     target = find_scheduler(address, scheduler_file, key_file, encryption=encryption)
+    listens = f"{protocol}://:0" if protocol else None
+    if interface:
+        listens = interface_address(interface, protocol, target.address)
 
     def make_nanny() -> Node:
         from zmqtasks.nodes.nanny.node import NannyNode
@@ -83,7 +91,7 @@ def worker(
             resources=amounts,
             name=name,
             local_directory=local_directory,
-            protocol=protocol,
+            listen_address=listens,
         )
 
     def make_worker() -> Node:
@@ -98,7 +106,7 @@ def worker(
             memory_limit_bytes=limit_bytes,
             resources=amounts,
             local_directory=local_directory,
-            listen_address=f"{protocol}://:0" if protocol else None,
+            listen_address=listens,
         )
 
     def ready(_: Node) -> None:

@@ -33,7 +33,8 @@ class NannyNode:
 
     `scheduler_address` may be an awaitable: workers are started before it is known. Limit, threads and resources are
     those of each worker. `protocol` is the transport for data between workers (default: the
-    scheduler's). Without `local_output` what tasks print is only forwarded to the clients, not written here.
+    scheduler's), `listen_address` says more precisely where each of them listens (port 0). Without `local_output`
+    what tasks print is only forwarded to the clients, not written here.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class NannyNode:
         name: str = "",
         local_directory: str | None = None,
         protocol: str | None = None,
+        listen_address: str | None = None,
         local_output: bool = True,
         log_level: str | int | None = None,
         instance_id: InstanceId | None = None,
@@ -72,7 +74,7 @@ class NannyNode:
             "resources": dict(resources or {}),
             "local_directory": local_directory,
             "local_output": local_output,
-            "listen_address": f"{protocol}://:0" if protocol else None,
+            "listen_address": listen_address or (f"{protocol}://:0" if protocol else None),
             "nanny_id": self.instance_id.hex(),
             "log_level": log_level if log_level is not None else logging.getLogger("zmqtasks").getEffectiveLevel(),
         }

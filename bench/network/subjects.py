@@ -31,7 +31,7 @@ class Baseline(NamedTuple):
 
 BASELINES = (
     Baseline("memcpy", "memcpy", "baseline_memcpy", ("inproc", "shm")),
-    Baseline("raw-socket", "raw socket", "baselines_socket", ("unix", "tcp")),
+    Baseline("raw-socket", "raw TCP socket", "baselines_socket", ("unix", "tcp")),
     Baseline("raw-pyzmq", "raw pyzmq", "baselines_zmq", ("zmq",)),
     Baseline("raw-ucxx", "raw ucxx", "baselines_ucx", ("ucx",)),
     Baseline("dask", "dask.distributed", "baseline_dask", ("tcp",), main=False),

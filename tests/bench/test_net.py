@@ -1,0 +1,164 @@
+"""`zmqtasks bench net` on this machine, in processes as a user has them; only that it works, never how fast."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import psutil
+import pytest
+
+from bench.network.document import Series, Subject, read_json
+from bench.network.figures import KIB, RATES, Plan
+from bench.network.links import measure_link
+from bench.network.subjects import Measured, find_subjects
+from bench.network.suite import Suite, _Runner, full, quick
+from bench.network.worker import Task, answer
+from zmqtasks.errors import CommError
+from zmqtasks.transports import get_transport
+
+PLAN = Plan(sizes=(1, 64 * KIB), latency_sizes=(1,), round_trips=20, time_s=0.005, peers=2, batch=10)
+DEADLINE_S = 60
+
+
+def bench_net(*arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "zmqtasks", "bench", "net", "--quick", *arguments]
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, process_group=0,
+        env={**os.environ, "COLUMNS": "150"},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("scheme", ["inproc", "unix", "tcp", "zmq"])
+def test_all_kinds_of_figures(scheme):
+    figures = measure_link(scheme, False, PLAN)
+    assert figures.latency_us[1].count > 0
+    assert set(figures.bandwidth) == {1, 64 * KIB}
+    assert set(figures.rates) == set(RATES)
+    assert all(value > 0 for value in (*figures.bandwidth.values(), *figures.rates.values()))
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "zmq"])
+def test_encrypted_links(scheme):
+    if not get_transport(scheme).capabilities.encrypts:
+        pytest.skip(f"the transport {scheme!r} declares encrypts=False")
+    figures = measure_link(scheme, True, Plan(sizes=(KIB,), time_s=0.005, round_trips=5, rates=("connects_per_s",)))
+    assert figures.settings["encryption"] == "on"
+    assert figures.bandwidth[KIB] > 0
+
+
+def test_while_the_gil_is_held():
+    plan = Plan(sizes=(KIB,), time_s=0.02, round_trips=5, rates=(), hold_gil=True)
+    figures = measure_link("tcp", False, plan)
+    assert figures.latency_us[1].count > 0
+    assert figures.bandwidth[KIB] > 0
+
+
+def test_a_peer_that_dies_ends_the_measurement():
+    def kill_the_peer() -> None:
+        end = time.monotonic() + DEADLINE_S
+        while time.monotonic() < end:
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error):
+                    if "bench.network.peer" in child.cmdline() and child.net_connections():
+                        child.kill()
+                        return
+            time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_the_peer)
+    killer.start()
+    with pytest.raises(CommError):
+        measure_link("tcp", False, Plan(round_trips=10**9, time_s=DEADLINE_S))
+    killer.join(DEADLINE_S)
+
+
+def test_what_cannot_be_measured_is_left_out_with_the_reason():
+    subject = Subject(id="x", name="x", kind="transport")
+    with _Runner(Measured(subject, Task(scheme="tcp", encrypted=False, module="no_such_module"))) as runner:
+        runner.measure(PLAN, Series())
+        assert "not installed" in runner.failed
+    said = answer(Task(scheme="nix"), PLAN)
+    assert said.figures is None
+    assert "no transport for 'nix'" in said.error
+
+
+def test_baselines_stand_beside_their_transports():
+    measured, _ = find_subjects(("tcp",))
+    ids = [each.subject.id for each in measured]
+    assert ids.index("raw-socket") < ids.index("tcp")
+    assert all(each.subject.baseline == "raw-socket" for each in measured if each.subject.kind == "transport")
+
+
+@pytest.mark.parametrize("make", [quick, full])
+def test_sizes_that_no_memory_is_there_for_are_left_out(make):
+    suite: Suite = make([KIB, 1 << 50])
+    assert suite.plan.sizes == (KIB,)
+    assert suite.gil_plan.sizes == (KIB,)
+
+
+def test_a_run_with_all_files(tmp_path):
+    files = ["--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html"), "--png", str(tmp_path / "plots")]
+    process = bench_net("--transports", "tcp", "--sizes", "1KiB,64k", "--rounds", "2", *files)
+    output, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode == 0, errors
+    assert "Bandwidth" in output
+    assert "raw TCP socket" in output
+    report = read_json(tmp_path / "a.json")
+    assert report.complete
+    assert report.rounds == 2
+    tcp = report.subject("tcp")
+    assert tcp is not None
+    assert {size: len(values) for size, values in tcp.idle.bandwidth.items()} == {KIB: 2, 64 * KIB: 2}
+    assert tcp.gil.latency_us
+    assert report.machine["packages"]["pyzmq"]
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    for secret in (os.uname().nodename, str(tmp_path)):
+        assert secret not in text, "names of hosts, and of files, which may have names of people in them"
+    assert "<svg" in (tmp_path / "a.html").read_text(encoding="utf-8")
+    assert (tmp_path / "plots" / "bandwidth.png").exists()
+
+
+def test_control_c_leaves_what_there_is_and_no_process(tmp_path):
+    path = tmp_path / "a.json"
+    process = bench_net("--transports", "tcp", "--rounds", "1000", "--json", str(path))
+    try:
+        parent = psutil.Process(process.pid)
+        end = time.monotonic() + DEADLINE_S
+        # A second process below a worker: the first figures are being taken.
+        while len(parent.children(recursive=True)) < 2:
+            assert time.monotonic() < end, "nothing is being measured"
+            time.sleep(0.01)
+        children = parent.children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=DEADLINE_S)
+    finally:
+        process.kill()
+        process.wait()
+    assert process.returncode == 130, errors
+    assert "interrupted" in output
+    assert "Traceback" not in errors
+    assert not json.loads(path.read_text(encoding="utf-8"))["complete"]
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert not alive
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--transports", "nix"], "there is no transport 'nix'"),
+        (["--sizes", "7parsec"], "is not a size"),
+        (["--json", "/nowhere/a.json"], "there is no folder /nowhere"),
+    ],
+)
+def test_mistakes_are_told_at_once(arguments, words):
+    process = bench_net(*arguments)
+    _, errors = process.communicate(timeout=DEADLINE_S)
+    assert process.returncode in (1, 2)
+    assert words in errors
+    assert "Traceback" not in errors

@@ -20,7 +20,7 @@ from .tables import moves_bytes
 from .wording import bandwidth_text, rate_text, size_text, time_text
 
 HINT = "plots need matplotlib: pip install 'zmqtasks[bench]'"
-_WIDTH_IN = 4.8
+_WIDTH_IN = 4.5
 _INK, _GRID = "#010203", "#040506"
 """Stand for the colours of the page until `_for_page` puts those in."""
 _PNG_INK, _PNG_GRID = "#1c2024", "#d9d9e0"
@@ -257,7 +257,10 @@ def _held_latency(subjects: list[Subject]) -> Any:
 
 def _rates(subjects: list[Subject]) -> Any:
     names = ("messages_per_s", "batched_messages_per_s")
-    rows = [(each.name, *(median(each.idle.rates.get(name, ())) for name in names)) for each in subjects]
+    rows = []
+    for subject in subjects:
+        singly, batched = (median(subject.idle.rates.get(name, ())) for name in names)
+        rows.append((subject.name, singly, batched))
     return _bars(rows, ("one by one", "in batches"), rate_text, "a second")
 
 
@@ -282,6 +285,8 @@ def _bars(
     low, high = (10 ** math.floor(math.log10(min(known))), max(known)) if log else (0.0, max(known))
     if log:
         axes.set_xscale("log")
+    else:
+        axes.locator_params(axis="x", nbins=4)
     # Room for the text after the longest bar.
     axes.set_xlim(low, high * (high / low) ** 0.3 if log else high * 1.3)
     for row, (_, first, second) in enumerate(shown):
@@ -307,4 +312,4 @@ def _rows(figure: Any, axes: Any, names: list[str], text: Callable[[float | None
 
 def _round(text: str) -> str:
     """Marks of an axis are round numbers: `1.00 GB/s` is `1 GB/s`."""
-    return re.sub(r"\.0+(?= )", "", text)
+    return "0" if text.startswith(("0 ", "0.00 ")) else re.sub(r"(\.\d*?)0+(?= )", r"\1", text).replace(". ", " ")

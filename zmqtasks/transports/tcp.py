@@ -139,7 +139,7 @@ class TcpTransport(StreamTransport):
         with sock:
             sock.recv(len(PREAMBLE))  # else closing resets the link, and the caller never reads why
             sock.send(ENCRYPTION_NEEDED)
-        raise ConnectError("a plain link came from another host: --encryption must be the same on all nodes")
+        raise ConnectError("a plain link came where this side encrypts: --encryption must be the same on all nodes")
 
     async def _first_bytes(self, sock: socket.socket) -> bytes:
         try:

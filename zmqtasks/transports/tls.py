@@ -47,6 +47,9 @@ _TURN_BYTES = 16 * _PIECE_BYTES
 _AHEAD_BYTES = 4 * _PIECE_BYTES
 """Ciphertext that may wait for the socket."""
 
+_DRAIN_BYTES = 1024 * KIB
+"""What is read, and dropped, of a peer whose handshake failed, before it is hung up on: else it would not read why."""
+
 _WRONG_KEY_ALERTS = ("UNKNOWN_CA", "BAD_CERTIFICATE", "CERTIFICATE_REQUIRED", "DECRYPT_ERROR", "CERTIFICATE_UNKNOWN")
 
 
@@ -175,6 +178,7 @@ class TlsStream(asyncio.BufferedProtocol, asyncio.Transport):
         self._high_bytes = self._low_bytes = 0
         self._write_paused = False
         self._eof = False
+        self._drained_bytes = 0
         self._over = False  # aborted, or broken: nothing is handed on any more
 
     # -- the handshake
@@ -226,7 +230,12 @@ class TlsStream(asyncio.BufferedProtocol, asyncio.Transport):
         return _scratch.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._over or self._error is not None:
+        if self._over:
+            return
+        if self._error is not None:  # it may still read why
+            self._drained_bytes += nbytes
+            if self._drained_bytes > _DRAIN_BYTES:
+                self.abort()
             return
         if not self._heard:
             self._heard = True

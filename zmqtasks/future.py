@@ -121,11 +121,11 @@ class Future(Generic[T]):
         >>> client.submit(pow, 2, 10).result(timeout=5)
         1024
         """
-        from zmqtasks import fetching
+        from zmqtasks.fetching import result, result_async  # this form costs a dictionary look-up when it is loaded
 
         if self.client._called_asynchronously():
-            return fetching.result_async(self, timeout)  # type: ignore[return-value]
-        return fetching.result(self, timeout)
+            return result_async(self, timeout)  # type: ignore[return-value]
+        return result(self, timeout)
 
     def exception(self, timeout: float | str | None = None) -> BaseException | None:
         """What the task has raised, or None when it has finished; waits as `result` does.

@@ -299,11 +299,11 @@ class Channel:
         frame = frames[0]
         try:
             seq, ack, ops = self._decode(frame)
-            if ack > self._acked:
-                with self._lock:
-                    self._acknowledged(ack)
+            if ack > self._out_seq:
+                self._check_ack(ack)
             if seq != self._in_seq + 1 or len(frames) != 1:
                 self._irregular(seq, ops, frames)
+                self._trim(ack)
                 return
         except ProtocolError as exc:
             self._fail(exc)
@@ -323,6 +323,8 @@ class Channel:
             except Exception as exc:
                 _log.exception("handling ops from %s failed: the channel ends", self.peer_address)
                 self._fail(exc)
+        if ack > self._acked:  # after the ops: what they lead to does not wait for it
+            self._trim(ack)
         if goodbye is not None:
             self._on_goodbye(goodbye)
 
@@ -354,6 +356,7 @@ class Channel:
         try:
             with self._lock:  # no batch may overtake the ones that go out again
                 self._comm = comm
+                self._check_ack(peer_last_seq)
                 self._acknowledged(peer_last_seq)
                 for data in self._replay:
                     comm.send((data,))
@@ -412,12 +415,20 @@ class Channel:
                 raise RemoteProtocolError(f"the peer sent {len(ops)} ops outside of the sequence")
             self._finish(ProtocolError(f"{self.peer_address} ended the session: {_printable(ops[0].reason)}"))
 
-    def _acknowledged(self, ack: int) -> None:
-        """Forgets batches that the peer has; the lock is held."""
+    def _trim(self, ack: int) -> None:
+        """Forgets batches that the peer has."""
+        with self._lock:
+            if ack > self._acked:
+                self._acknowledged(ack)
+
+    def _check_ack(self, ack: int) -> None:
         if ack > self._out_seq or ack < self._acked:
             raise RemoteProtocolError(
                 f"the peer acknowledges batch {ack}; sent are {self._out_seq}, acknowledged {self._acked}"
             )
+
+    def _acknowledged(self, ack: int) -> None:
+        """Forgets batches that the peer has; the lock is held."""
         replay = self._replay
         for _ in range(ack - self._acked):
             self._queued -= len(replay.popleft())

@@ -10,7 +10,7 @@ MAX_MERGED = 2_000
 
 def merge_submissions(ops: list[Op]) -> list[Op]:
     """`ops`, in which neighbouring `SubmitTasks` of one function and following keys have become one."""
-    if len(ops) < 2:
+    if len(ops) < 2 or (len(ops) == 2 and type(ops[1]) is not SubmitTasks):
         return ops
     merged: list[Op] = []
     run: list[SubmitTasks] = []

@@ -61,7 +61,9 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
         self._collected: list[bytes] = []
         self._collected_bytes = 0
         self._turn_open = False  # small messages are collected until the end of this turn of the loop
-        self._sent_at = -1.0  # when the last was written at once; the loop's time stands still for (about) a turn
+        # When the last was written at once: uvloop's time goes by milliseconds, that is for about a turn or some; and
+        # what comes begins a turn for certain, so that an answer need not wait for the end of it.
+        self._sent_at = -1.0
         self._direct: socket.socket | None = (
             None  # for other threads: a descriptor that the loop does not close under them
         )
@@ -278,6 +280,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         self._bytes_received += nbytes
+        self._sent_at = -1.0
         if not self._discarding:
             self._reader.received(nbytes)
             self._deliver()

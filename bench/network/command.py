@@ -25,6 +25,7 @@ def run(
     sizes: Collection[int] | None,
     peers: int | None,
     rounds: int | None,
+    compression: Collection[str] | None,
     json_file: Path | None,
     html_file: Path | None,
     png_folder: Path | None,
@@ -34,6 +35,7 @@ def run(
     pairs: int | None,
     parallel: bool,
     pair_timeout: float | None,
+    workers: int | None,
 ) -> int:
     """Gives the exit code: 0, or 130 when the run was interrupted (what it had is shown and written all the same)."""
     console = Console()
@@ -56,12 +58,15 @@ def run(
                 pairs=pairs,
                 together=parallel,
                 limit_s=pair_timeout,
+                workers=workers,
                 console=console,
             )
         else:
-            chosen = (suite.quick if quick else suite.full)(sizes, peers, rounds)
+            chosen = (suite.quick if quick else suite.full)(sizes, peers, rounds, compression)
             with progress(console) as on_step:
-                report = suite.run(chosen, transports, _command(quick, transports, sizes, peers, rounds), on_step)
+                report = suite.run(
+                    chosen, transports, _command(quick, transports, sizes, peers, rounds, compression), on_step
+                )
     except MeasuringError as exc:
         raise click.ClickException(str(exc)) from exc
     show(report, console)
@@ -104,7 +109,7 @@ def _check_writable(path: Path | None) -> None:
 
 def _command(quick: bool, *values: Any) -> str:
     """The command line as far as it decides about figures: no file names, which may have names of people in them."""
-    transports, sizes, peers, rounds = values
+    transports, sizes, peers, rounds, compression = values
     parts = ["zmqtasks bench net", *(["--quick"] if quick else [])]
     if transports:
         parts.append(f"--transports {','.join(transports)}")
@@ -112,4 +117,5 @@ def _command(quick: bool, *values: Any) -> str:
         parts.append(f"--sizes {','.join(size_text(size).replace(' ', '') for size in sizes)}")
     parts += [f"--peers {peers}"] if peers else []
     parts += [f"--rounds {rounds}"] if rounds else []
+    parts += [f"--compression {','.join(compression)}"] if compression else []
     return " ".join(parts)

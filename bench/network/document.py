@@ -59,7 +59,7 @@ class Subject(msgspec.Struct, kw_only=True):
     """One word without spaces, the same in every run: "tcp", "tcp+encryption"."""
     name: str
     kind: str
-    """"transport" or "baseline"."""
+    """"transport", "baseline", or "data": values fetched over data links, a layer above."""
     settings: dict[str, str | int | float | bool] = {}
     baseline: str | None = None
     """The `id` of the baseline that stands beside it."""
@@ -111,6 +111,16 @@ class Report(msgspec.Struct, kw_only=True):
     subjects: list[Subject] = []
     skipped: list[Skipped] = []
     matrix: Matrix | None = None
+
+    @property
+    def links(self) -> list[Subject]:
+        """Transports and baselines."""
+        return [subject for subject in self.subjects if subject.kind != "data"]
+
+    @property
+    def data(self) -> list[Subject]:
+        """Data links."""
+        return [subject for subject in self.subjects if subject.kind == "data"]
 
     def subject(self, subject_id: str | None) -> Subject | None:
         """The subject of that id."""

@@ -65,7 +65,7 @@ def need_matplotlib() -> None:
 def plots(report: Report) -> list[Plot]:
     """Those for which the run has figures."""
     made: list[Plot] = []
-    subjects = report.subjects
+    subjects = report.links
     if any(moves_bytes(subject) and subject.idle.bandwidth for subject in subjects):
         about = "One way, by message size. Dashed: baselines."
         made.append(Plot("bandwidth", "Bandwidth", about, lambda: _bandwidth(subjects)))
@@ -78,6 +78,9 @@ def plots(report: Report) -> list[Plot]:
     if any(subject.idle.rates for subject in subjects):
         about = "Messages of 100 bytes a second from one process to another, each sent by itself and in batches."
         made.append(Plot("message-rates", "Message rates", about, lambda: _rates(subjects)))
+    if report.data:
+        about = "Values fetched over data links as workers do, by size, as they are and compressed."
+        made.append(Plot("data-links", "Data links", about, lambda: _bandwidth(report.data)))
     held = [subject for subject in subjects if subject.gil and moves_bytes(subject)]
     if any(subject.gil.bandwidth for subject in held):
         about = "Large messages, idle and while a thread of both processes computes in pure Python."

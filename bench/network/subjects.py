@@ -46,11 +46,12 @@ class Measured(NamedTuple):
 
 
 def find_subjects(
-    schemes: Collection[str] | None = None, *, compressions: Collection[str] | None = None
+    schemes: Collection[str] | None = None, compressions: Collection[str] = ("off",), *, encrypted_data: bool = False
 ) -> tuple[list[Measured], list[Skipped]]:
     """All subjects for the transports in `schemes` (None: all), and those left out with the reason.
 
-    Raises `MeasuringError` for a scheme that nobody knows.
+    Data links are measured with each of `compressions`, and encrypted as well with `encrypted_data`. Raises
+    `MeasuringError` for a scheme that nobody knows.
     """
     known = sorted(known_schemes(), key=lambda scheme: (_place(scheme), scheme))
     for scheme in schemes or ():
@@ -65,7 +66,16 @@ def find_subjects(
             if scheme in baseline.schemes and baseline.id not in shown:
                 shown.add(baseline.id)
                 _add_baseline(baseline, found, skipped)
-        _add_transport(scheme, compressions, found, skipped)
+        try:
+            capabilities = get_transport(scheme).capabilities
+        except ZmqTasksError as exc:
+            skipped.append(Skipped(scheme, str(exc)))
+            continue
+        encryptions = (False, True) if capabilities.encrypts else (False,)
+        found += [_transport(scheme, encrypted) for encrypted in encryptions]
+        if capabilities.crosses_hosts:
+            for encrypted in encryptions if encrypted_data else (False,):
+                found += _data_links(scheme, encrypted, compressions)
     return found, skipped
 
 
@@ -81,20 +91,36 @@ def _add_baseline(baseline: Baseline, found: list[Measured], skipped: list[Skipp
     found.append(Measured(subject, Task(module=baseline.module)))
 
 
-def _add_transport(
-    scheme: str, compressions: Collection[str] | None, found: list[Measured], skipped: list[Skipped]
-) -> None:
-    try:
-        capabilities = get_transport(scheme).capabilities
-    except ZmqTasksError as exc:
-        skipped.append(Skipped(scheme, str(exc)))
-        return
-    baseline = next((each.id for each in BASELINES if scheme in each.schemes and each.main), None)
-    for encrypted in (False, True):
-        subject_id = f"{scheme}+encryption" if encrypted else scheme
-        if encrypted and not capabilities.encrypts:
-            continue
-        name = f"{scheme}, encrypted" if encrypted else scheme
-        settings = {"encryption": "on" if encrypted else "off", "compression": "off"}
-        subject = Subject(id=subject_id, name=name, kind="transport", settings=dict(settings), baseline=baseline)
-        found.append(Measured(subject, Task(scheme=scheme, encrypted=encrypted)))
+def _transport(scheme: str, encrypted: bool) -> Measured:
+    subject = Subject(
+        id=f"{scheme}+encryption" if encrypted else scheme,
+        name=f"{scheme}, encrypted" if encrypted else scheme,
+        kind="transport",
+        settings={"encryption": "on" if encrypted else "off"},
+        baseline=next((each.id for each in BASELINES if scheme in each.schemes and each.main), None),
+    )
+    return Measured(subject, Task(scheme=scheme, encrypted=encrypted))
+
+
+def _data_links(scheme: str, encrypted: bool, compressions: Collection[str]) -> list[Measured]:
+    """With all compressions of what compresses, and with the strongest of what does not: its cost for nothing."""
+    made = []
+    for compression in compressions:
+        contents = ("measurements", "noise") if compression not in ("off", "auto") else ("measurements",)
+        for content in contents:
+            marks = [*(["encryption"] if encrypted else []), *([compression] if compression != "off" else [])]
+            marks += [content] if content == "noise" else []
+            subject = Subject(
+                id="+".join([scheme, "data", *marks]),
+                name=", ".join([f"{scheme} data", *marks]).replace("encryption", "encrypted"),
+                kind="data",
+                settings={
+                    "encryption": "on" if encrypted else "off",
+                    "compression": compression,
+                    "content": content,
+                },
+                baseline=f"{scheme}+encryption" if encrypted else scheme,
+            )
+            task = Task(scheme=scheme, encrypted=encrypted, compression=compression, content=content)
+            made.append(Measured(subject, task))
+    return made

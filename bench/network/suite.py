@@ -12,6 +12,7 @@ import msgspec
 import psutil
 
 from . import machine
+from .data_links import can_compress
 from .document import Report, Series, Skipped
 from .figures import GIB, KIB, MIB, RATES, Plan
 from .processes import Child, MeasuringError
@@ -21,6 +22,7 @@ from .worker import Answer
 _WORKER = f"{__package__}.worker"
 _SIZES = (1, 64, KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB, GIB)
 _QUICK_SIZES = (KIB, 64 * KIB, MIB, 64 * MIB)
+COMPRESSIONS = ("off", "auto", "lz4")
 _COPIES = 5
 """Of one message that both ends and the kernel may hold at the same time, with some to spare."""
 
@@ -35,22 +37,47 @@ class Suite:
     rate_rounds: int
     """Rounds that measure the rates as well."""
     gil_rounds: int
+    compressions: tuple[str, ...]
+    encrypted_data: bool
+    """Whether data links are measured encrypted as well."""
+
+    @property
+    def data_plan(self) -> Plan:
+        """For data links: sizes of data."""
+        large = tuple(size for size in self.plan.sizes if size >= 64 * KIB) or (max(self.plan.sizes),)
+        return replace(self.plan, sizes=large, latency_sizes=(1,), rates=())
 
 
-def quick(sizes: Collection[int] | None = None, peers: int | None = None, rounds: int | None = None) -> Suite:
+def quick(
+    sizes: Collection[int] | None = None,
+    peers: int | None = None,
+    rounds: int | None = None,
+    compressions: Collection[str] | None = None,
+) -> Suite:
     """About half a minute: enough to see what is what, not to see some per cent."""
     plan = Plan(sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, peers=peers or 2)
-    return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, rate_rounds=1, gil_rounds=1)
+    return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, 1, 1, _compressions(compressions), False)
 
 
-def full(sizes: Collection[int] | None = None, peers: int | None = None, rounds: int | None = None) -> Suite:
+def full(
+    sizes: Collection[int] | None = None,
+    peers: int | None = None,
+    rounds: int | None = None,
+    compressions: Collection[str] | None = None,
+) -> Suite:
     """Some minutes for all transports."""
     latency_sizes = (1, KIB, 16 * KIB, 256 * KIB, 4 * MIB)
     plan = Plan(
         sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.2, peers=peers or 8
     )
     count = rounds or 3
-    return Suite(plan, _with_gil(plan, 0.5, (MIB, 64 * MIB)), count, rate_rounds=count, gil_rounds=count)
+    return Suite(plan, _with_gil(plan, 0.5, (MIB, 64 * MIB)), count, count, count, _compressions(compressions), True)
+
+
+def _compressions(wanted: Collection[str] | None) -> tuple[str, ...]:
+    if not can_compress():
+        return ("off",)
+    return tuple(wanted or COMPRESSIONS)
 
 
 def _with_gil(plan: Plan, time_s: float, sizes: tuple[int, ...]) -> Plan:
@@ -81,7 +108,7 @@ def run(
     suite: Suite, schemes: Collection[str] | None, command: str, on_step: Callable[[Step], None] = lambda step: None
 ) -> Report:
     """Measures; an interruption (Ctrl-C) ends it early, with what there is until then. Leaves no process behind."""
-    measured, skipped = find_subjects(schemes)
+    measured, skipped = find_subjects(schemes, suite.compressions, encrypted_data=suite.encrypted_data)
     began = time.monotonic()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     report = Report(command=command, started=now, skipped=skipped, subjects=[each.subject for each in measured])
@@ -121,6 +148,9 @@ def _turns(suite: Suite, measured: list[Measured]) -> Iterator[tuple[int, Measur
     for number in range(suite.rounds):
         plan = replace(suite.plan, rates=tuple(RATES) if number < suite.rate_rounds else ())
         for each in measured if number % 2 == 0 else reversed(measured):
+            if each.subject.kind == "data":
+                yield number, each, suite.data_plan
+                continue
             yield number, each, plan
             if number < suite.gil_rounds:
                 yield number, each, suite.gil_plan

@@ -38,6 +38,7 @@ class Section:
 def sections(report: Report, *, all_sizes: bool = False) -> list[Section]:
     """The tables of a run that have anything in them; `all_sizes`: no choice among the message sizes."""
     made = [_latency(report), _bandwidth(report, all_sizes), _ratios(report, all_sizes)]
+    made.append(_data(report, all_sizes))
     made += [_held(report), _message_rates(report), _byte_rates(report)]
     return [section for section in made if section.rows]
 
@@ -48,13 +49,13 @@ def moves_bytes(subject: Subject) -> bool:
 
 
 def _latency(report: Report) -> Section:
-    size = min((size for subject in report.subjects for size in subject.idle.latency_us), default=1)
+    size = min((size for subject in report.links for size in subject.idle.latency_us), default=1)
     section = Section(
         f"Latency: round trips of {size_text(size)}",
         "One message there and back, one at a time.",
         ["", "median", "99 % within", "99.9 % within", "best"],
     )
-    for subject in report.subjects:
+    for subject in report.links:
         rounds = subject.idle.latency_us.get(size)
         if rounds:
             series = subject.idle
@@ -65,11 +66,11 @@ def _latency(report: Report) -> Section:
 
 
 def _bandwidth(report: Report, all_sizes: bool) -> Section:
-    sizes = _sizes(report.subjects, all_sizes)
+    sizes = _sizes(report.links, all_sizes)
     columns = ["", *(size_text(size) for size in sizes)]
     about = "One way, by message size; what travels does not compress."
     section = Section("Bandwidth", about, columns)
-    for subject in report.subjects:
+    for subject in report.links:
         values = [median(subject.idle.bandwidth.get(size, ())) for size in sizes]
         if any(value is not None for value in values):
             cells = [bandwidth_text(value) for value in values]
@@ -77,14 +78,24 @@ def _bandwidth(report: Report, all_sizes: bool) -> Section:
     return section
 
 
+def _data(report: Report, all_sizes: bool) -> Section:
+    sizes = _sizes(report.data, all_sizes)
+    about = "Values fetched as workers do, by size; measurements compress to about half, noise does not at all."
+    section = Section("Data links", about, ["", "fetch of 1 B", *(size_text(size) for size in sizes)])
+    for subject in report.data:
+        values = [bandwidth_text(median(subject.idle.bandwidth.get(size, ()))) for size in sizes]
+        _add(section, subject, [time_text(subject.idle.latency_p50(1)), *values])
+    return section
+
+
 def _ratios(report: Report, all_sizes: bool) -> Section:
-    sizes = _sizes(report.subjects, all_sizes)
+    sizes = _sizes(report.links, all_sizes)
     columns = ["", "baseline", "round trip", *(size_text(size) for size in sizes)]
     about = (
         "Round trip: shorter is better. Bandwidth by message size: more is better. Medians of the ratios in each round."
     )
     section = Section("As ratios to the baseline", about, columns)
-    for subject in report.subjects:
+    for subject in report.links:
         baseline = report.subject(subject.baseline)
         if baseline is None or not moves_bytes(subject):
             continue
@@ -125,9 +136,9 @@ def _peers(report: Report) -> object:
 
 
 def _rates(report: Report, title: str, about: str, headings: dict[str, str]) -> Section:
-    names = [name for name in headings if any(name in subject.idle.rates for subject in report.subjects)]
+    names = [name for name in headings if any(name in subject.idle.rates for subject in report.links)]
     section = Section(title, about, ["", *(headings[name] for name in names)])
-    for subject in report.subjects:
+    for subject in report.links:
         values = [(name, median(subject.idle.rates.get(name, ()))) for name in names]
         if any(value is not None for _, value in values):
             _add(section, subject, [_rate(subject, name, value) for name, value in values])
@@ -139,7 +150,7 @@ def _rate(subject: Subject, name: str, value: float | None) -> str:
 
 
 def _held(report: Report) -> Section:
-    sizes = sorted({size for subject in report.subjects for size in subject.gil.bandwidth})
+    sizes = sorted({size for subject in report.links for size in subject.gil.bandwidth})
     columns = ["", "round trip", "idle"]
     for size in sizes:
         columns += [size_text(size), "idle"]
@@ -148,7 +159,7 @@ def _held(report: Report) -> Section:
         "The same, with a thread in both processes that computes in pure Python; beside it the idle figure.",
         columns,
     )
-    for subject in report.subjects:
+    for subject in report.links:
         if not subject.gil or not moves_bytes(subject):
             continue
         trip = min(subject.gil.latency_us, default=0)

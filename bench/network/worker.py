@@ -34,6 +34,8 @@ class Task(msgspec.Struct, kw_only=True):
     scheme: str = ""
     """Or the transport of this scheme,"""
     encrypted: bool = False
+    content: str = ""
+    """Of the values when its data links are measured, instead of the transport alone."""
     compression: str = "off"
 
 
@@ -52,10 +54,10 @@ def measure(task: Task, plan: Plan) -> Figures:
         module = importlib.import_module(f".{task.module}", __package__)
         figures: Figures = getattr(module, task.function)(plan)
         return figures
-    if task.compression != "off":
+    if task.content:
         from .data_links import measure_data
 
-        return measure_data(task.scheme, task.encrypted, task.compression, plan)
+        return measure_data(task.scheme, task.encrypted, task.compression, task.content, plan)
     from .links import measure_link
 
     return measure_link(task.scheme, task.encrypted, plan)

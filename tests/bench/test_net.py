@@ -14,8 +14,9 @@ import time
 import psutil
 import pytest
 
+from bench.network.data_links import CONTENTS, measure_data, value
 from bench.network.document import Series, Subject, read_json
-from bench.network.figures import KIB, RATES, Plan
+from bench.network.figures import KIB, MIB, RATES, Plan
 from bench.network.links import measure_link
 from bench.network.subjects import Measured, find_subjects
 from bench.network.suite import Suite, _Runner, full, quick
@@ -58,6 +59,31 @@ def test_while_the_gil_is_held():
     figures = measure_link("tcp", False, plan)
     assert figures.latency_us[1].count > 0
     assert figures.bandwidth[KIB] > 0
+
+
+@pytest.mark.parametrize(("encrypted", "content"), [(False, "measurements"), (True, "noise")])
+def test_data_links(encrypted, content):
+    plan = Plan(sizes=(64 * KIB,), latency_sizes=(1,), time_s=0.005, round_trips=5)
+    figures = measure_data("tcp", encrypted, "off", content, plan)
+    assert figures.latency_us[1].count > 0
+    assert figures.bandwidth[64 * KIB] > 0
+
+
+def test_values_of_data_links_are_as_large_as_they_say():
+    for size in (1, 8, 100, 64 * KIB, 16 * MIB + 8):
+        for content in CONTENTS:
+            assert size - 8 < sum(len(frame) for frame in value(size, content).frames) <= size + 300
+
+
+def test_every_transport_between_hosts_has_its_data_links():
+    measured, _ = find_subjects(("tcp", "unix"), ("off", "lz4"), encrypted_data=True)
+    data = [each for each in measured if each.subject.kind == "data"]
+    assert {each.task.scheme for each in data} == {"tcp"}
+    kinds = {(each.task.encrypted, each.task.compression, each.task.content) for each in data}
+    plain = {(False, "off", "measurements"), (False, "lz4", "measurements"), (False, "lz4", "noise")}
+    both = plain | {(True, *rest) for _, *rest in plain}
+    assert kinds == (both if get_transport("tcp").capabilities.encrypts else plain)
+    assert len({each.subject.id for each in measured}) == len(measured)
 
 
 def test_a_peer_that_dies_ends_the_measurement():

@@ -68,10 +68,14 @@ def bench() -> None:
 @click.option("--sizes", callback=_sizes, metavar="LIST", help="Message sizes for bandwidth: 1KiB,64MiB.")
 @click.option("--peers", type=click.IntRange(1, 1000), help="Processes at the other end of fan-in and fan-out.")
 @click.option("--rounds", type=click.IntRange(1, 1000), help="How often everything is measured.")
+@click.option(
+    "--compression", callback=_listed, metavar="LIST", help="Of data links: off,auto,lz4 (default: all that there are)."
+)
 @click.option("--json", "json_file", type=_FILE, help="Write all figures, for programs and `bench compare`.")
 @click.option("--html", "html_file", type=_FILE, help="Write a report: one file, with plots.")
 @click.option("--png", "png_folder", type=click.Path(file_okay=False, path_type=Path), help="Write the plots there.")
 @click.option("--scheduler", metavar="ADDRESS", help="Measure the links between the workers of this cluster instead.")
+@click.option("--workers", type=click.IntRange(2), help="Of a cluster: wait until it has so many, for up to 5 minutes.")
 @click.option("--pairs", type=click.IntRange(1), help="Of a cluster: about so many pairs (default: all, or 1000).")
 @click.option("--parallel", is_flag=True, help="Of a cluster: all pairs at the same time, a loaded network.")
 @click.option("--pair-timeout", type=click.FloatRange(1.0), help="Of a cluster: seconds for one pair (default: 30).")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -11,6 +11,7 @@ from rich.console import Console
 
 from zmqtasks import Client
 from zmqtasks.cli.options import find_scheduler
+from zmqtasks.errors import TaskTimeoutError
 
 from . import machine
 from .document import Matrix, Report
@@ -21,6 +22,8 @@ from .terminal import progress
 from .wording import size_text
 
 CONNECT_S = 30.0
+WORKERS_S = 300.0
+"""For all workers to come: on a large cluster file systems and schedulers take their time."""
 
 
 def measure_cluster(
@@ -33,10 +36,12 @@ def measure_cluster(
     pairs: int | None = None,
     together: bool = False,
     limit_s: float | None = None,
+    workers: int | None = None,
     console: Console,
 ) -> Report:
     """The document of one run; not complete when Ctrl-C has ended it early.
 
+    It waits until there are so many `workers`; those that do not come in `WORKERS_S` are a finding.
     Raises what `find_scheduler` and `Client` raise, and MeasuringError when there is nothing to measure.
     """
     plan = _plan(quick, sizes, pairs, together, limit_s)
@@ -51,7 +56,9 @@ def measure_cluster(
         shows_output=False,
     )
     with client, progress(console) as on_step:
+        missing = _wait_for(client, workers, on_step)
         matrix = measure_matrix(client, plan, lambda done, of, text: on_step(Step(text, done, of)))
+    matrix.findings[:0] = missing
     return Report(
         title="Links between workers" + (", all at once" if together else ""),
         command=_command(quick, sizes, pairs, together, limit_s),
@@ -63,6 +70,18 @@ def measure_cluster(
         plan=_described(plan, matrix),
         matrix=matrix,
     )
+
+
+def _wait_for(client: Client, workers: int | None, on_step: Callable[[Step], None]) -> list[str]:
+    """A sentence when not all have come."""
+    if workers is None:
+        return []
+    on_step(Step(f"waiting for {workers} workers", 0, 1))
+    try:
+        client.wait_for_workers(workers, timeout=WORKERS_S)
+    except TaskTimeoutError as exc:
+        return [str(exc)]
+    return []
 
 
 def _plan(

@@ -35,7 +35,11 @@ def describe_workers(info: dict[str, dict[str, Any]]) -> list[Measured]:
     """From the scheduler's answer: the workers to measure, sorted by host and name."""
     addresses = sorted(info, key=lambda address: (_natural(info[address]["host"], info[address]["name"]), address))
     hosts = host_labels([info[address]["host"] for address in addresses], [_ip(address) for address in addresses])
-    labels = unique_labels([info[address]["name"] for address in addresses], addresses)
+    # A worker that nobody has named has its address for a name: that of its host says more.
+    names = [
+        host if (name := info[each]["name"]) == each else name for each, host in zip(addresses, hosts, strict=True)
+    ]
+    labels = unique_labels(names, addresses)
     return [Measured(addresses[i], labels[i], hosts[i]) for i in choose_workers(hosts)]
 
 

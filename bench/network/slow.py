@@ -207,6 +207,8 @@ class _Judge:
                 "" if self._inside and len(set(self._hosts)) == 1 else f" on {self._hosts[self._workers.index(name)]}"
             )
         there = [worker for worker, host in zip(self._workers, self._hosts, strict=True) if host == name]
+        if there == [name]:
+            return ""  # a worker that has no name of its own
         what = "worker" if len(there) == 1 else "workers"
         rest = f" and {len(there) - 3} more" if len(there) > 3 else ""
         return f" ({what} {', '.join(there[:3])}{rest})"

@@ -178,3 +178,27 @@ def test_an_interruption_keeps_what_there_is():
         assert client.submit(abs, -1).result(timeout=10) == 1
     assert matrix.facts["interrupted"]
     assert matrix.facts["pairs_measured"] == 2
+
+
+def test_ctrl_c_ends_the_command_with_what_there_is(tmp_path):
+    path = tmp_path / "net.json"
+    cluster = LocalCluster(n_workers=2, threads_per_worker=1, protocol="tcp")
+    with cluster, Client(cluster, set_as_default=False) as client:
+        busy = client.submit(time.sleep, 60, workers=[next(iter(client.nthreads()))])
+        key_file = tmp_path / "key"
+        with open(key_file, "w", opener=lambda name, flags: os.open(name, flags, 0o600)) as stream:
+            stream.write(cluster.security.key.hex() + "\n")
+        options = ["--scheduler", cluster.scheduler_address, "--key-file", str(key_file), "--json", str(path)]
+        with Shell("bench", "net", *options) as command:
+            # The values on the busy worker cannot be made yet: the run is in the middle.
+            deadline = time.monotonic() + 30
+            while not any("bench-net" in str(key) for keys in client.has_what().values() for key in keys):
+                assert time.monotonic() < deadline, command.output
+                threading.Event().wait(0.02)
+            command.send(signal.SIGINT)
+            assert command.wait_exit() == 130
+            assert "Traceback" not in command.output
+        assert not busy.done()
+    report = json.loads(path.read_text())
+    assert report["complete"] is False
+    assert report["matrix"]["facts"]["pairs_measured"] == 0

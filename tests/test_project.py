@@ -104,7 +104,7 @@ def test_the_readme_begins_with_the_two_commands():
 def test_import_loads_nothing_heavy():
     program = (
         "import sys, zmqtasks;"
-        "print([name for name in ('numpy', 'zmq', 'rich', 'click', 'psutil', 'uvloop') if name in sys.modules])"
+        "print([name for name in ('numpy', 'zmq', 'rich', 'click', 'psutil', 'uvloop', 'cryptography') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == "[]"

@@ -10,8 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from zmqtasks.errors import SecurityError
-from zmqtasks.security import ClusterKey, Security, create_key, default_key_path, load_key, wait_for_key
+from zmqtasks.config import Config, load_config
+from zmqtasks.errors import ConfigError, SecurityError
+from zmqtasks.nodes.links import link_settings
+from zmqtasks.security import ClusterKey, Security, create_key, default_key_path, load_key, new_key, wait_for_key
+from zmqtasks.transports import PLAIN, Encryption
 
 
 def test_created_key_is_loaded_again_and_protected(tmp_path: Path) -> None:
@@ -135,3 +138,42 @@ def test_key_of_another_user_is_refused(tmp_path: Path) -> None:
     os.chown(path, 12345, 12345)
     with pytest.raises(SecurityError, match="belongs to user 12345"):
         load_key(path)
+
+
+def test_new_key_never_overwrites(tmp_path):
+    path = tmp_path / "cluster.key"
+    key = new_key(path)
+    assert load_key(path) == key
+    with pytest.raises(SecurityError, match="exists"):
+        new_key(path)
+    assert load_key(path) == key
+
+
+def test_who_encrypts():
+    key = ClusterKey.generate()
+    secret = key.encryption_secret
+    assert len({secret, key.link_key, bytes.fromhex(key.hex())}) == 3
+    for mode, expected in (
+        ("auto", Encryption(secret, same_host=False)),
+        ("on", Encryption(secret, same_host=True)),
+        ("off", PLAIN),
+    ):
+        assert Security(key, mode).link_encryption("off") == expected
+        assert Security(key).link_encryption(mode) == expected
+        assert Security.none().link_encryption(mode) == PLAIN
+    for wrong in ("ON", "yes", ""):
+        with pytest.raises(ConfigError, match="auto, on, off"):
+            Security(key, wrong)
+        with pytest.raises(ConfigError, match="auto, on, off"):
+            Security(key).link_encryption(wrong)
+        with pytest.raises(ConfigError, match=r"ZMQTASKS_ENCRYPTION=.* is none of auto, on, off"):
+            load_config({"ZMQTASKS_ENCRYPTION": wrong})
+    assert load_config({"ZMQTASKS_ENCRYPTION": "off"}).encryption == "off"
+    assert repr(secret)[2:-1] not in repr(Security(key).link_encryption("auto"))
+
+
+def test_links_of_nodes_are_encrypted_as_their_security_says():
+    key = ClusterKey.generate()
+    assert link_settings(Config(), Security(key)).encryption == Encryption(key.encryption_secret)
+    assert link_settings(Config(encryption="off"), Security(key)).encryption == PLAIN
+    assert link_settings(Config(encryption="off"), Security(key, "on")).encryption.same_host

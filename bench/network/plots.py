@@ -25,6 +25,8 @@ _INK, _GRID = "#010203", "#040506"
 """Stand for the colours of the page until `_for_page` puts those in."""
 _PNG_INK, _PNG_GRID = "#1c2024", "#d9d9e0"
 _PNG_DPI = 160
+_FEW_DECADES = 50
+"""Below this ratio of the ends of an axis its powers of ten are too few marks."""
 _COLOURS = {
     "inproc": "#f76b15",
     "shm": "#30a46c",
@@ -41,6 +43,8 @@ _COLOURS = {
 _OTHER_COLOURS = ("#d6409f", "#5b8c00", "#b35900")
 _FIRST, _SECOND = "#8da4ef", "#e5484d"
 _MARKERS = "os^Dv<>PX*"
+_COMPRESSIONS = {"auto": 1, "lz4": 2, "zstd": 3, "noise": 3}
+_VARIANTS: Any = ("-", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2)), (0, (6, 1, 1, 1, 1, 1)), "-.", ":")
 
 
 class Plot(NamedTuple):
@@ -67,11 +71,18 @@ def plots(report: Report) -> list[Plot]:
     made: list[Plot] = []
     subjects = report.links
     if any(moves_bytes(subject) and subject.idle.bandwidth for subject in subjects):
-        about = "One way, by message size. Dashed: baselines."
+        about = "One way, by message size. Greyish: baselines. Hollow marks: encrypted."
         made.append(Plot("bandwidth", "Bandwidth", about, lambda: _bandwidth(subjects)))
     if any(len(subject.idle.latency_us) > 1 for subject in subjects):
         about = "Round trips by message size: median, and dotted what 99 % stayed within."
         made.append(Plot("latency", "Latency", about, lambda: _latency(subjects)))
+    held = [subject for subject in subjects if subject.gil and moves_bytes(subject)]
+    if any(subject.gil.bandwidth for subject in held):
+        about = "Large messages, idle and while a thread of both processes computes in pure Python."
+        made.append(Plot("gil-bandwidth", "Bandwidth while the GIL is held", about, lambda: _held_bandwidth(held)))
+    if any(subject.gil.latency_us for subject in held):
+        about = "Median round trips, idle and while a thread of both processes computes in pure Python."
+        made.append(Plot("gil-latency", "Round trips while the GIL is held", about, lambda: _held_latency(held)))
     if any(subject.idle.latency_us for subject in subjects):
         about = "Round trips of the smallest message: median, 99 % and 99.9 %."
         made.append(Plot("round-trips", "Round trips", about, lambda: _round_trips(subjects)))
@@ -81,13 +92,6 @@ def plots(report: Report) -> list[Plot]:
     if report.data:
         about = "Values fetched over data links as workers do, by size, as they are and compressed."
         made.append(Plot("data-links", "Data links", about, lambda: _bandwidth(report.data)))
-    held = [subject for subject in subjects if subject.gil and moves_bytes(subject)]
-    if any(subject.gil.bandwidth for subject in held):
-        about = "Large messages, idle and while a thread of both processes computes in pure Python."
-        made.append(Plot("gil-bandwidth", "Bandwidth while the GIL is held", about, lambda: _held_bandwidth(held)))
-    if any(subject.gil.latency_us for subject in held):
-        about = "Median round trips, idle and while a thread of both processes computes in pure Python."
-        made.append(Plot("gil-latency", "Round trips while the GIL is held", about, lambda: _held_latency(held)))
     if report.matrix is not None and report.matrix.workers:
         from .heatmap import heat_maps
 
@@ -176,9 +180,10 @@ def _look(subject: Subject, number: int) -> dict[str, Any]:
     marker = _MARKERS[number % len(_MARKERS)]
     if subject.kind == "baseline":
         return {"color": colour, "linestyle": (0, (4, 2)), "marker": marker, "markersize": 3}
-    plain = root == subject.id
-    # Variants of one transport have its colour, and hollow marks.
-    return {"color": colour, "marker": marker, "markerfacecolor": colour if plain else "none"}
+    # Variants of one transport have its colour, hollow marks and lines of their own.
+    variant = (subject.settings.get("encryption") == "on") + 2 * _COMPRESSIONS.get(subject.id.split("+")[-1], 0)
+    style = _VARIANTS[variant % len(_VARIANTS)]
+    return {"color": colour, "marker": marker, "linestyle": style, "markerfacecolor": "none" if variant else colour}
 
 
 def _curves(height_in: float, label: str, text: Callable[[float | None], str]) -> tuple[Any, Any]:
@@ -193,11 +198,16 @@ def _curves(height_in: float, label: str, text: Callable[[float | None], str]) -
 
 
 def _finish(figure: Any, axes: Any, sizes: list[int]) -> Any:
+    from matplotlib.ticker import LogLocator, NullFormatter
+
     step = max(1, -(-len(sizes) // 7))
     shown = sizes[::-1][::step][::-1]
     axes.set_xticks(shown, [size_text(size) for size in shown], minor=False)
     axes.tick_params(axis="x", labelsize=8)
     figure.legend(loc="outside lower center", ncols=3)
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > _FEW_DECADES else (1.0, 2.0, 5.0)))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     return figure
 
 

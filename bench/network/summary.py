@@ -60,17 +60,19 @@ def _ratios(report: Report, transports: list[Subject]) -> list[str]:
 
 
 def _held(transports: list[Subject]) -> list[str]:
-    """The share of the idle bandwidth that is left, best first."""
+    """What is left of the bandwidth, best first."""
     sizes = {size for subject in transports for size in subject.gil.bandwidth}
     if not sizes:
         return []
     size = max(sizes)
-    shares = []
+    left = []
     for subject in transports:
         held, idle = (median(series.bandwidth.get(size, ())) for series in (subject.gil, subject.idle))
         if held is not None and idle is not None:
-            shares.append((held / idle, subject.name))
-    if not shares:
+            left.append((held, held / idle, subject.name))
+    if not left:
         return []
-    listed = ", ".join(f"{name} {share:.0%}" for share, name in sorted(shares, reverse=True))
-    return [f"Bandwidth that is left while a thread of both processes holds the GIL ({size_text(size)}): {listed}."]
+    listed = ", ".join(
+        f"{name} {bandwidth_text(held)} ({share:.0%})" for held, share, name in sorted(left, reverse=True)
+    )
+    return [f"While a thread of both processes holds the GIL ({size_text(size)}, share of idle): {listed}."]

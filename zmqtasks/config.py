@@ -14,7 +14,8 @@ from zmqtasks.errors import ConfigError
 PREFIX = "ZMQTASKS_"
 
 ENCRYPTION_MODES = ("auto", "on", "off")
-_CHOICES = {"encryption": ENCRYPTION_MODES}
+COMPRESSION_MODES = ("auto", "lz4", "zstd", "off")
+_CHOICES = {"encryption": ENCRYPTION_MODES, "compression": COMPRESSION_MODES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,9 @@ class Config:
     """Inputs that one worker fetches from peers at the same time."""
     data_links: int = 128
     """Open data links of a node; the least recently used one closes first."""
+    idle_buffer_bytes: int = 512 << 20
+    """Memory for received values that a process keeps for the next ones, warm, for some seconds; a worker with a memory
+    limit keeps an eighth of that at most."""
     metrics_interval_s: float = 1.0
     """How often workers report memory and what they have been running for a while."""
     termination_s: float = 5.0
@@ -53,6 +57,8 @@ class Config:
     """Whether nodes with another Python minor version may join (a warning is given in any case)."""
     encryption: str = "auto"
     """Which links are encrypted: those that leave the host (auto), all over IP (on), none (off); see `security`."""
+    compression: str = "auto"
+    """Of bulk data: lz4 where the link is slower than compressing (auto), a codec on every link between processes, off."""
 
 
 def load_config(environ: Mapping[str, str] | None = None) -> Config:

@@ -44,8 +44,11 @@ from zmqtasks.protocol.payload import Payload
 from zmqtasks.security import Security
 from zmqtasks.transports.address import split_scheme
 from zmqtasks.transports.base import Comm
+from zmqtasks.transports.buffer_pool import POOL
 
 _log = logging.getLogger(__name__)
+
+TRIM_S = 1.0
 
 
 class Fetched(msgspec.Struct):
@@ -84,6 +87,7 @@ class DataPool:
         self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
         self._received_before = 0
+        self._trimming: asyncio.TimerHandle | None = None
 
     @property
     def received_bytes(self) -> int:
@@ -112,6 +116,8 @@ class DataPool:
             return await link.get(keys)
         finally:
             self._close_surplus()
+            if self._trimming is None and not self._closed:
+                self._trim_memory()
 
     async def put(self, address: str, items: list[tuple[Key, Payload]]) -> None:
         """Gives values to the node at `address`; they are held there when this returns.
@@ -137,6 +143,11 @@ class DataPool:
             self._close(link)
         if self._closings:
             await asyncio.wait(self._closings)
+
+    def _trim_memory(self) -> None:
+        """Sees to it that the memory of what was received goes back to the system some time after nobody needs it."""
+        POOL.trim()
+        self._trimming = asyncio.get_running_loop().call_later(TRIM_S, self._trim_memory) if POOL.used else None
 
     async def _link(self, address: str) -> _AskingLink:
         while True:

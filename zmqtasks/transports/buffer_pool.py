@@ -1,7 +1,7 @@
 """Large frames in memory that is warm: blocks that were filled before, and come back when nobody looks any more.
 
 The first write to fresh memory takes a page fault for each page, which costs more than the copy: 256 MiB of new 4 KiB
-pages are filled at 2.0 GB/s, of huge pages at 6.4, and once they are there at 13 to 14 (`python -m bench.buffers`).
+pages are filled at 1.9 GB/s, of huge pages at 6.6, and once they are there at 14 (`python -m bench.buffers`).
 
 When a block is free again must be known exactly: a block lent twice is silent corruption. Views can be cut, cast,
 pickled out of band, or become arrays; numpy shortens chains of bases, so a finalizer on a view or slice fires while
@@ -29,10 +29,11 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zmqtasks.protocol.frames import KIB, MIB
+from zmqtasks.protocol.frames import MIB
 
-POOLED_FROM_BYTES = 256 * KIB
-"""Below this malloc's own heap is warm most of the time, and lending (4 us) begins to be felt."""
+POOLED_FROM_BYTES = 1 * MIB
+"""Below this malloc's own heap is warm most of the time, and lending (3 us) begins to be felt; from 32 MiB on malloc gives
+everything back at once."""
 
 IDLE_S = 2.0
 """Blocks that nobody wanted for as long go back to the system."""
@@ -168,6 +169,11 @@ class BufferPool:
                 self._trim(self._clock())
             finally:
                 self._leave()
+
+    @property
+    def used(self) -> bool:
+        """Anything is lent or idle, as far as is known."""
+        return bool(self._lent or self._unclear or self._idle_bytes)
 
     def limit(self, idle_bytes: int) -> None:
         """Sets the most memory that is kept idle; 0 keeps none."""

@@ -49,6 +49,7 @@ from zmqtasks.protocol.ops import (
     SchedulerToClient,
 )
 from zmqtasks.security import Security
+from zmqtasks.transports.buffer_pool import POOL
 
 logger = logging.getLogger("zmqtasks.client")
 
@@ -92,6 +93,7 @@ class ClientNode:
         self.address = address
         self.security = security
         self.config = config
+        POOL.limit(config.idle_buffer_bytes)
         self.name = name
         self.loop_thread = loop_thread
         self.shows_output = shows_output

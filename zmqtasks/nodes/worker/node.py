@@ -65,6 +65,7 @@ from zmqtasks.protocol.ops import (
 )
 from zmqtasks.protocol.payload import Payload
 from zmqtasks.security import Security
+from zmqtasks.transports.buffer_pool import POOL
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class WorkerNode:
         self.name = name
         self.nthreads = nthreads
         self.memory_limit_bytes = memory_limit_bytes
+        POOL.limit(min(config.idle_buffer_bytes, memory_limit_bytes // 8 or config.idle_buffer_bytes))
         self.resources = dict(resources or {})
         self.local_directory = local_directory or ""
         self.instance_id = instance_id or new_instance_id()
@@ -433,6 +435,7 @@ class WorkerNode:
             ]
         )
         self._send_lines()
+        POOL.trim()
         self._later("metrics", self.config.metrics_interval_s, self._tick)
 
     def log_soon(self, record: LogRecord) -> None:

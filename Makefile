@@ -1,5 +1,5 @@
 # Targets that need the package make `.venv` first; once it is there, nothing here needs the network.
-#   make demo | test | lint | bench | docs | clean          PYTHON=python3.12 picks the interpreter
+#   make demo | test | lint | bench | bench-net | docs | clean          PYTHON=python3.12 picks the interpreter
 #   make test ARGS="tests/cli -k status"                    ARGS goes to pytest (and to bench)
 
 VENV := .venv
@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	command -v $$p >/dev/null 2>&1 && $$p -c '$(OLD_ENOUGH)' && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test lint bench bench-net docs clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -28,6 +28,9 @@ lint: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.tasks $(ARGS)
+
+bench-net: $(STAMP)
+	$(BIN)/python -m zmqtasks bench net $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

@@ -101,7 +101,9 @@ def compare(first: Report, second: Report) -> list[Change]:
 
 def _series(name: str, first: Series, second: Series, condition: str, bytes_move: bool) -> Iterator[Change]:
     for size in sorted(first.latency_us.keys() & second.latency_us.keys()):
-        for quantile, figure in (("p50", "median round trip"), ("p99", "99 % of round trips")):
+        held = (("mean", "mean round trip"),)
+        idle = (("p50", "median round trip"), ("p99", "99 % of round trips"))
+        for quantile, figure in held if condition else idle:
             values = [
                 [value for each in series.latency_us[size] if (value := getattr(each, quantile)) is not None]
                 for series in (first, second)

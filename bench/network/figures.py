@@ -67,6 +67,7 @@ class Quantiles:
     p50: float
     p99: float | None
     p999: float | None
+    mean: float | None = None
 
     @classmethod
     def of(cls, times_s: Sequence[float]) -> Quantiles:
@@ -79,7 +80,8 @@ class Quantiles:
             return ordered[min(len(ordered) - 1, math.ceil(share * len(ordered)) - 1)] * 1e6
 
         middle = ordered[(len(ordered) - 1) // 2] * 1e6
-        return cls(len(ordered), ordered[0] * 1e6, middle, at(0.99), at(0.999))
+        mean = sum(ordered) / len(ordered) * 1e6
+        return cls(len(ordered), ordered[0] * 1e6, middle, at(0.99), at(0.999), mean)
 
 
 @dataclass(slots=True)

@@ -81,7 +81,7 @@ def plots(report: Report) -> list[Plot]:
         about = "Large messages, idle and while a thread of both processes computes in pure Python."
         made.append(Plot("gil-bandwidth", "Bandwidth while the GIL is held", about, lambda: _held_bandwidth(held)))
     if any(subject.gil.latency_us for subject in held):
-        about = "Median round trips, idle and while a thread of both processes computes in pure Python."
+        about = "Mean round trips, idle and while a thread of both processes computes in pure Python."
         made.append(Plot("gil-latency", "Round trips while the GIL is held", about, lambda: _held_latency(held)))
     if any(subject.idle.latency_us for subject in subjects):
         about = "Round trips of the smallest message: median, 99 % and 99.9 %."
@@ -264,7 +264,7 @@ def _held_bandwidth(subjects: list[Subject]) -> Any:
 
 def _held_latency(subjects: list[Subject]) -> Any:
     size = min(size for subject in subjects for size in subject.gil.latency_us)
-    rows = [(each.name, each.idle.latency_p50(size), each.gil.latency_p50(size)) for each in subjects]
+    rows = [(each.name, each.idle.latency_mean(size), each.gil.latency_mean(size)) for each in subjects]
     return _bars(rows, ("idle", "GIL held"), time_text, f"messages of {size_text(size)}", log=True)
 
 

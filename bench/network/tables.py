@@ -156,14 +156,14 @@ def _held(report: Report) -> Section:
         columns += [size_text(size), "idle"]
     section = Section(
         "While another thread holds the GIL",
-        "The same, with a thread in both processes that computes in pure Python; beside it the idle figure.",
+        "The same, with a thread in both processes that computes in pure Python; beside it the idle figure. Round trips are means.",
         columns,
     )
     for subject in report.links:
         if not subject.gil or not moves_bytes(subject):
             continue
         trip = min(subject.gil.latency_us, default=0)
-        cells = [time_text(subject.gil.latency_p50(trip)), time_text(subject.idle.latency_p50(trip))]
+        cells = [time_text(subject.gil.latency_mean(trip)), time_text(subject.idle.latency_mean(trip))]
         for size in sizes:
             both = (subject.gil, subject.idle)
             cells += [bandwidth_text(median(series.bandwidth.get(size, ()))) for series in both]

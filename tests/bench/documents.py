@@ -9,11 +9,11 @@ from bench.network.figures import KIB, MIB, Quantiles
 def series(*, trip_us: float, bandwidth: float, rounds: int = 3, noise: float = 0.02) -> Series:
     """Figures around the given ones, a little more in each round."""
     factors = [1 + noise * number for number in range(rounds)]
+    trips = [
+        Quantiles(2000, trip_us, trip_us * each, trip_us * each * 2, trip_us * each * 5, trip_us) for each in factors
+    ]
     return Series(
-        latency_us={
-            size: [Quantiles(2000, trip_us, trip_us * each, trip_us * each * 2, trip_us * each * 5) for each in factors]
-            for size in (1, 64 * KIB)
-        },
+        latency_us={1: trips, 64 * KIB: trips},
         bandwidth={size: [bandwidth * each for each in factors] for size in (KIB, 64 * KIB, MIB, 64 * MIB)},
         rates={"messages_per_s": [1e6 * each for each in factors], "fan_in_bytes_per_s": [bandwidth / 2]},
     )

@@ -11,7 +11,7 @@ from bench.network.figures import MIB, Burst, Quantiles
 
 def test_quantiles_that_few_times_cannot_tell_are_none():
     one = Quantiles.of([0.001])
-    assert (one.count, one.p50, one.p99, one.p999) == (1, 1000, None, None)
+    assert (one.count, one.p50, one.p99, one.p999, one.mean) == (1, 1000, None, None, 1000)
     hundred = Quantiles.of([number / 1e6 for number in range(1, 101)])
     assert (hundred.minimum, hundred.p50, hundred.p99, hundred.p999) == (1, 50, 99, None)
     thousand = Quantiles.of([number / 1e6 for number in range(1000, 0, -1)])

@@ -38,6 +38,8 @@ LEAST_DEVIATION = 0.1
 """Of logarithms: figures of a calm network agree within 10 %, by chance even better."""
 MOST = 2 / 3
 """Of a host's links must be slow for the host to be named."""
+MANY = 32
+"""With more hosts than this, one host's links do not shift the median of all, and leaving them out costs time."""
 LISTED = 10
 """Links named one by one; the rest is counted."""
 MAD_TO_DEVIATION = 1.4826
@@ -136,8 +138,7 @@ class _Judge:
         """Names the slow ones, the worst first; what is left is the links that none of them has a part in."""
         found: list[Finding] = []
         while True:
-            names = sorted({name_of(end) for figure in figures for end in (figure.source, figure.target)})
-            suspects = [one for name in names if (one := self._suspect(name, name_of, figures)) is not None]
+            suspects = self._suspects(name_of, figures)
             worst = max(suspects, key=lambda suspect: suspect.excess, default=None)
             if worst is None:
                 return found, figures
@@ -151,33 +152,29 @@ class _Judge:
                 )
             ]
 
-    def _suspect(self, name: str, name_of: Callable[[int], str], figures: list[_Figure]) -> _Suspect | None:
-        sends = [figure.log for figure in figures if name_of(figure.source) == name != name_of(figure.target)]
-        receives = [figure.log for figure in figures if name_of(figure.target) == name != name_of(figure.source)]
-        others = [figure.log for figure in figures if name not in (name_of(figure.source), name_of(figure.target))]
-        slow_sends, slow_receives = self._all_slow(sends, others), self._all_slow(receives, others)
-        # One that is mute in one direction is judged by the other.
-        if (slow_sends or not sends) and (slow_receives or not receives):
-            direction, mine = "both", sends + receives
-        elif slow_sends:
-            direction, mine = "sending", sends
-        elif slow_receives:
-            direction, mine = "receiving", receives
-        else:
-            return None
-        if not mine or len({name_of(end) for f in figures for end in (f.source, f.target)} - {name}) < 2:
-            return None
-        middle, reference = statistics.median(mine), statistics.median(others)
-        return _Suspect(name, direction, middle - reference, middle, reference)
+    def _suspects(self, name_of: Callable[[int], str], figures: list[_Figure]) -> list[_Suspect]:
+        sends: dict[str, list[float]] = {}
+        receives: dict[str, list[float]] = {}
+        ends = [(name_of(figure.source), name_of(figure.target), figure.log) for figure in figures]
+        for source, target, log in ends:
+            if source != target:
+                sends.setdefault(source, []).append(log)
+                receives.setdefault(target, []).append(log)
+        names = sorted({name for source, target, _ in ends for name in (source, target)})
+        if len(names) < 3:
+            return []  # nobody to compare with
+        everyone = _Reference(self, [log for _, _, log in ends]) if len(names) > MANY else None
+        found = []
+        for name in names:
+            reference = everyone or _Reference(
+                self, [log for source, target, log in ends if name not in (source, target)]
+            )
+            suspect = _suspect(name, sends.get(name, []), receives.get(name, []), reference)
+            if suspect is not None:
+                found.append(suspect)
+        return found
 
-    def _all_slow(self, mine: list[float], others: list[float]) -> bool:
-        """Whether these links are slow beside the others: their median, and most of them."""
-        if not mine or not others:
-            return False
-        limit = statistics.median(others) + self._margin(others)
-        return statistics.median(mine) > limit and sum(log > limit for log in mine) >= MOST * len(mine)
-
-    def _margin(self, logs: list[float]) -> float:
+    def margin(self, logs: list[float]) -> float:
         """How much slower than their median is slow."""
         middle = statistics.median(logs)
         deviation = MAD_TO_DEVIATION * statistics.median(abs(log - middle) for log in logs)
@@ -219,7 +216,7 @@ class _Judge:
         if len({frozenset((figure.source, figure.target)) for figure in figures}) < 3:
             return []  # which of two would be the slow one?
         logs = [figure.log for figure in figures]
-        limit = statistics.median(logs) + self._margin(logs)
+        limit = statistics.median(logs) + self.margin(logs)
         return sorted((figure for figure in figures if figure.log > limit), key=lambda figure: -figure.log)
 
     def _links_text(self, slow: list[_Figure], figures: list[_Figure]) -> list[Finding]:
@@ -279,6 +276,37 @@ class _Judge:
 
     def _text(self, log: float) -> str:
         return bandwidth_text(math.exp(-log)) if self._metric == "bandwidth" else time_text(math.exp(log))
+
+
+class _Reference:
+    """Links to compare with."""
+
+    def __init__(self, judging: _Judge, logs: list[float]) -> None:
+        self.middle = statistics.median(logs) if logs else math.inf
+        self.limit = self.middle + judging.margin(logs) if logs else math.inf
+
+    def slower(self, mine: list[float]) -> bool:
+        """Whether these links are slow: their median, and most of them."""
+        if not mine:
+            return False
+        return statistics.median(mine) > self.limit and sum(log > self.limit for log in mine) >= MOST * len(mine)
+
+
+def _suspect(name: str, sends: list[float], receives: list[float], others: _Reference) -> _Suspect | None:
+    slow_sends, slow_receives = others.slower(sends), others.slower(receives)
+    # One that is mute in one direction is judged by the other.
+    if (slow_sends or not sends) and (slow_receives or not receives):
+        direction, mine = "both", sends + receives
+    elif slow_sends:
+        direction, mine = "sending", sends
+    elif slow_receives:
+        direction, mine = "receiving", receives
+    else:
+        return None
+    if not mine:
+        return None
+    middle = statistics.median(mine)
+    return _Suspect(name, direction, middle - others.middle, middle, others.middle)
 
 
 def _failures(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]) -> list[Finding]:

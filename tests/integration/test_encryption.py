@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
 import socket
 import stat
@@ -21,7 +22,7 @@ from zmqtasks import Client
 from zmqtasks.security import Security, load_key
 from zmqtasks.testing.netns import Cable, cable, can_make_namespaces
 from zmqtasks.transports import derive, get_transport
-from zmqtasks.transports.tls import certificate_of
+from zmqtasks.transports.tls_identity import certificate_of
 
 needs_namespaces = pytest.mark.skipif(not can_make_namespaces(), reason="needs root, ip and nft")
 
@@ -82,13 +83,14 @@ def cluster(wire: Cable, protocol: str, key: Path, encryption: str, shells: list
 
 
 def work(client: Client) -> None:
-    """A task whose name, argument and result are small, and one of each that goes past the scheduler."""
+    """A task whose name, argument and result are small, and one of each that goes past the scheduler, and resists
+    compression."""
     namespace: dict[str, object] = {}
-    exec(f"def {NAME}(text, times):\n    return {RESULT!r} * times", namespace)
+    exec(f"def {NAME}(text):\n    return {RESULT!r} + text[::-1]", namespace)
     function = namespace[NAME]
-    assert client.submit(function, ARGUMENT, 1, key=NAME).result(timeout=30) == RESULT
-    large = client.submit(function, ARGUMENT * 10_000, 10_000)
-    assert large.result(timeout=30) == RESULT * 10_000
+    assert client.submit(function, ARGUMENT, key=NAME).result(timeout=30) == RESULT + ARGUMENT[::-1]
+    large = ARGUMENT + base64.b64encode(os.urandom(300_000)).decode()
+    assert client.submit(function, large).result(timeout=30) == RESULT + large[::-1]
 
 
 @needs_namespaces

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import socket
 import ssl
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ import pytest
 from tests.links import run
 from zmqtasks.errors import PeerIdentityError
 from zmqtasks.protocol.frames import MIB
-from zmqtasks.testing.comms import memory_bytes, open_descriptors, wait_until
+from zmqtasks.testing.comms import Recorder, memory_bytes, open_descriptors, wait_until
 from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, end
-from zmqtasks.transports import Comm, LinkSettings, connect, listen, stream_transport, tls
+from zmqtasks.transports import Comm, LinkSettings, connect, listen, stream_transport
+from zmqtasks.transports import tls_identity as tls
 from zmqtasks.transports.address import parse_host_port
 
 SECRET = b"a secret that two nodes share..."
@@ -127,6 +129,29 @@ def test_no_session_is_resumed() -> None:
         assert stream._tls.version() == "TLSv1.3"
         assert not stream._tls.session_reused
         assert not stream._tls.session.has_ticket
+        for comm in (ours, *comms):
+            await end(comm)
+        await listener.close()
+
+    run(test())
+
+
+def test_the_switch_interval_is_short_while_much_passes_and_only_then() -> None:
+    usual_s = sys.getswitchinterval()
+
+    async def test() -> None:
+        seen: list[float] = []
+        comms: list[Comm] = []
+        listener = await listen("tcp://127.0.0.1:0", comms.append, SETTINGS)
+        ours = await connect(listener.address, SETTINGS)
+        await wait_until(lambda: bool(comms), "the listener's side")
+        there = Recorder(comms[0], lambda message: seen.append(sys.getswitchinterval()))
+        for size in (100, 10 * MIB):
+            ours.send([bytes(size)])
+            await there.wait_messages(len(seen) + 1)
+        assert seen[0] == pytest.approx(usual_s)
+        assert seen[1] < usual_s / 10
+        await wait_until(lambda: sys.getswitchinterval() == pytest.approx(usual_s), "the interval stays short")
         for comm in (ours, *comms):
             await end(comm)
         await listener.close()

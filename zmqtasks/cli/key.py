@@ -59,7 +59,7 @@ def show(path: str | None, secret: bool) -> int:
 
 def _public_keys(found: ClusterKey) -> dict[str, str]:
     """What links at other hosts show to everybody: the same on all nodes with this key, and on no others."""
-    from zmqtasks.transports.tls import certificate_of
+    from zmqtasks.transports.tls_identity import certificate_of
 
     certificate = certificate_of(found.encryption_secret)
     return {"TLS certificate": f"SHA-256 {hashlib.sha256(certificate).hexdigest()}"}

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 from . import probe
 from .document import Matrix
 from .figures import MIB
-from .matrix_parts import Measured, better, describe_workers, link_of, sizes_that_fit
+from .matrix_parts import Measured, better, describe_workers, link_of, nothing_found, sizes_that_fit
 from .pairs import Link, Pair, choose_pairs, next_free
 from .processes import MeasuringError
 from .slow import compare_hosts, judge
@@ -361,7 +361,7 @@ class _Run:
             hosts=hosts,
             latency_us=latency,
             bandwidth=bandwidth,
-            findings=[finding.text for finding in judged],
+            findings=[finding.text for finding in judged] or nothing_found(links),
             judged=judged,
             links=links,
             facts=facts,

@@ -93,3 +93,12 @@ def better(first: Link, second: Link) -> Link:
     second.bandwidth, second.by_size = fast.bandwidth, fast.by_size
     second.first_ms = first.first_ms
     return second
+
+
+def nothing_found(links: list[Link]) -> list[str]:
+    """What is said when nothing is slow beside the rest."""
+    if not links:
+        return []
+    if len({frozenset((link.source, link.target)) for link in links}) < 3:
+        return ["two workers: there is nothing to compare their link with"]
+    return ["no host and no link is slow beside the others"]

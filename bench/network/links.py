@@ -12,7 +12,7 @@ import uvloop
 
 from zmqtasks.transports import Comm, connect, get_transport, listen
 
-from .figures import BULK_BYTES, SMALL_BYTES, Burst, Figures, Plan
+from .figures import BULK_BYTES, READ_BYTES, SMALL_BYTES, Burst, Figures, Plan
 from .gil import holding_gil
 from .peer import Call, connects_per_s, link_settings
 from .processes import START_TIMEOUT_S, Child, children
@@ -44,6 +44,9 @@ async def _measure(scheme: str, secret: bytes | None, plan: Plan, figures: Figur
         if "batched_messages_per_s" in plan.rates:
             batches = await caller.bandwidth(SMALL_BYTES, plan.time_s, plan.batch)
             rates["batched_messages_per_s"] = batches.messages_per_s * plan.batch
+        if "read_bytes_per_s" in plan.rates:
+            size = min(READ_BYTES, max(plan.sizes))
+            rates["read_bytes_per_s"] = (await caller.read(size, plan.time_s)).bandwidth
         if "duplex_bytes_per_s" in plan.rates:
             rates["duplex_bytes_per_s"] = 2 * (await _together([caller], BULK_BYTES, plan, both=True)).bandwidth
     if "connects_per_s" in plan.rates:

@@ -6,13 +6,15 @@ import asyncio
 import os
 import struct
 import time
+from typing import Any
 
 from zmqtasks.transports.base import Comm
 
 from .figures import MIB, Burst, Quantiles
 
-SWALLOW, LAST, ECHO, SOURCE, ANSWER, SOURCED = range(6)
-"""Let go of it; the last of a burst, answer it; send it back; send a burst yourself; that answer; the end of that burst."""
+SWALLOW, LAST, ECHO, SOURCE, ANSWER, SOURCED, READ = range(7)
+"""Let go of it; the last of a burst, answer it; send it back; send a burst yourself; that answer; the end of that burst;
+copy it and answer."""
 
 _SOURCE = struct.Struct("<BQQ")
 WAIT_S = 120.0
@@ -54,6 +56,8 @@ class Answerer:
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         self._sources: set[asyncio.Task[None]] = set()
+        self._copy: Any = None
+        self._messages: dict[int, tuple[list[bytearray], list[bytearray]]] = {}
         self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         comm.start(self)
 
@@ -65,11 +69,21 @@ class Answerer:
             self.comm.send([bytes([ANSWER])])
         elif kind == ECHO:
             self.comm.send(frames)
+        elif kind == READ:
+            self._read(frames[0])
         elif kind == SOURCE:
             _, size, count = _SOURCE.unpack(frames[0])
             task = asyncio.get_running_loop().create_task(self._send(size, count))
             self._sources.add(task)
             task.add_done_callback(self._sources.discard)
+
+    def _read(self, frame: memoryview) -> None:
+        import numpy as np
+
+        if self._copy is None or len(self._copy) != len(frame):
+            self._copy = np.zeros(len(frame), np.uint8)
+        np.copyto(self._copy, np.frombuffer(frame, np.uint8))
+        self.comm.send([bytes([ANSWER])])
 
     def comm_ended(self, error: Exception) -> None:
         for task in self._sources:
@@ -77,7 +91,10 @@ class Answerer:
         self.ended.set_result(None)
 
     async def _send(self, size: int, count: int) -> None:
-        await send_burst(self.comm, [filled(size, SWALLOW)], [filled(size, SOURCED)], count)
+        if size not in self._messages:  # made once: it takes longer than sending some
+            self._messages[size] = ([filled(size, SWALLOW)], [filled(size, SOURCED)])
+        message, last = self._messages[size]
+        await send_burst(self.comm, message, last, count)
 
 
 class Caller:
@@ -112,6 +129,20 @@ class Caller:
         while burst.going:
             burst.began()
             await self.send(message, last, burst.count)
+            burst.ended()
+        return burst
+
+    async def read(self, size: int, time_s: float) -> Burst:
+        """Messages in memory of the transport, one at a time: the other end answers each when it has copied it."""
+        burst = Burst(size, time_s)
+        memory = self.comm.allocate(size)
+        memory[:] = filled(size, READ)
+        while burst.going:
+            burst.began()
+            for _ in range(burst.count):
+                answered = self._expect(ANSWER)
+                self.comm.send([memory])
+                await _in_time(answered)
             burst.ended()
         return burst
 

@@ -70,6 +70,7 @@ def link_of(pair: Pair, answer: dict[str, Any]) -> Link:
     link = Link(source=pair[0], target=pair[1], error=answer["error"])
     if about := answer.get("about"):
         link.transport, link.same_host, link.encrypted = about["transport"], about["same_host"], about["encrypted"]
+        link.compressed = about.get("compressed", False)
     if first_s := answer.get("first_s"):
         link.first_ms = first_s * 1e3
     if times := answer.get("latency_s"):
@@ -91,7 +92,7 @@ def better(first: Link, second: Link) -> Link:
     fast = max((first, second), key=lambda link: link.bandwidth or 0.0)
     second.latency_us, second.latency_p99_us = quick.latency_us, quick.latency_p99_us
     second.bandwidth, second.by_size = fast.bandwidth, fast.by_size
-    second.first_ms = first.first_ms
+    second.first_ms, second.compressed = first.first_ms, first.compressed or second.compressed
     return second
 
 

@@ -71,7 +71,7 @@ def _slowest(matrix: Matrix, number: int, link: Link | None) -> str:
 
 def _kinds(matrix: Matrix) -> Section:
     about = "How the workers reach each other, as they have chosen themselves; medians of the pairs."
-    columns = ["", "encrypted", "pairs", "bandwidth", "round trip", "first fetch"]
+    columns = ["", "encrypted", "compressed", "pairs", "bandwidth", "round trip", "first fetch"]
     section = Section("Kinds of links", about, columns)
     kinds: dict[tuple[str, bool, bool], list[Link]] = {}
     for link in matrix.links:
@@ -83,6 +83,7 @@ def _kinds(matrix: Matrix) -> Section:
         cells = [
             f"{transport}, {'within' if inside else 'between'} hosts",
             "yes" if encrypted else "no",
+            "yes" if any(link.compressed for link in links) else "no",
             str(len(links)),
             bandwidth_text(_middle(links, lambda link: link.bandwidth)),
             time_text(_middle(links, lambda link: link.latency_us)),

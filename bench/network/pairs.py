@@ -35,6 +35,8 @@ class Link(msgspec.Struct, kw_only=True):
     same_host: bool = False
     """The link cannot leave the host."""
     encrypted: bool = False
+    compressed: bool = False
+    """The values came compressed, though they do not shrink: compression is forced."""
     error: str = ""
     """Why figures are missing."""
 

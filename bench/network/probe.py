@@ -81,7 +81,9 @@ async def _one(pool: Any, source: Source, plan: Plan) -> dict[str, Any]:
         async with asyncio.timeout(plan["limit_s"]):
             await _open(pool, source, figures)
             figures["latency_s"] = await _round_trips(pool, source, plan)
+            before = _compressed_frames(pool, source)
             figures["bandwidth"] = await _bandwidth(pool, source, plan)
+            figures["about"]["compressed"] = _compressed_frames(pool, source) > before
     except TimeoutError:
         figures["error"] = f"not done within {plan['limit_s']:g} s"
     except Exception as exc:
@@ -103,6 +105,11 @@ async def _open(pool: Any, source: Source, figures: dict[str, Any]) -> None:
         "encrypted": about.encrypted,
         "peer": about.peer_address,
     }
+
+
+def _compressed_frames(pool: Any, source: Source) -> int:
+    counters = getattr(pool.about(source["address"]), "compression", {})
+    return int(counters.get("decompressed", 0))
 
 
 async def _get(pool: Any, address: str, key: str) -> None:

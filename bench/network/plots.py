@@ -25,6 +25,8 @@ _INK, _GRID = "#010203", "#040506"
 """Stand for the colours of the page until `_for_page` puts those in."""
 _PNG_INK, _PNG_GRID = "#1c2024", "#d9d9e0"
 _PNG_DPI = 160
+_SHORT_NAME = 16
+"""Three such names fit beside each other in a legend."""
 _FEW_DECADES = 50
 """Below this ratio of the ends of an axis its powers of ten are too few marks."""
 _COLOURS = {
@@ -204,7 +206,8 @@ def _finish(figure: Any, axes: Any, sizes: list[int]) -> Any:
     shown = sizes[::-1][::step][::-1]
     axes.set_xticks(shown, [size_text(size) for size in shown], minor=False)
     axes.tick_params(axis="x", labelsize=8)
-    figure.legend(loc="outside lower center", ncols=3)
+    names = [line.get_label() for line in axes.get_lines()]
+    figure.legend(loc="outside lower center", ncols=3 if max(map(len, names)) <= _SHORT_NAME else 2)
     low, high = axes.get_ylim()
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > _FEW_DECADES else (1.0, 2.0, 5.0)))
     axes.yaxis.set_minor_formatter(NullFormatter())
@@ -213,7 +216,7 @@ def _finish(figure: Any, axes: Any, sizes: list[int]) -> Any:
 
 def _bandwidth(subjects: list[Subject]) -> Any:
     shown = [subject for subject in subjects if subject.idle.bandwidth and moves_bytes(subject)]
-    figure, axes = _curves(3.4 + 0.18 * -(-len(shown) // 3), "bytes a second", bandwidth_text)
+    figure, axes = _curves(3.3 + 0.18 * -(-len(shown) // 2), "bytes a second", bandwidth_text)
     for number, subject in enumerate(shown):
         sizes = sorted(subject.idle.bandwidth)
         values = [median(subject.idle.bandwidth[size]) for size in sizes]

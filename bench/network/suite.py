@@ -37,6 +37,8 @@ class Suite:
     rate_rounds: int
     """Rounds that measure the rates as well."""
     gil_rounds: int
+    data_rounds: int
+    """Rounds that measure data links, too."""
     compressions: tuple[str, ...]
     encrypted_data: bool
     """Whether data links are measured encrypted as well."""
@@ -56,7 +58,7 @@ def quick(
 ) -> Suite:
     """About half a minute: enough to see what is what, not to see some per cent."""
     plan = Plan(sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, peers=peers or 2)
-    return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, 1, 1, _compressions(compressions), False)
+    return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, 1, 1, 1, _compressions(compressions), False)
 
 
 def full(
@@ -71,7 +73,9 @@ def full(
         sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.2, peers=peers or 8
     )
     count = rounds or 3
-    return Suite(plan, _with_gil(plan, 0.5, (MIB, 64 * MIB)), count, count, count, _compressions(compressions), True)
+    return Suite(
+        plan, _with_gil(plan, 0.5, (MIB, 64 * MIB)), count, count, count, count, _compressions(compressions), True
+    )
 
 
 def _compressions(wanted: Collection[str] | None) -> tuple[str, ...]:
@@ -149,7 +153,8 @@ def _turns(suite: Suite, measured: list[Measured]) -> Iterator[tuple[int, Measur
         plan = replace(suite.plan, rates=tuple(RATES) if number < suite.rate_rounds else ())
         for each in measured if number % 2 == 0 else reversed(measured):
             if each.subject.kind == "data":
-                yield number, each, suite.data_plan
+                if number < suite.data_rounds:
+                    yield number, each, suite.data_plan
                 continue
             yield number, each, plan
             if number < suite.gil_rounds:

@@ -177,14 +177,17 @@ class _Run:
         self._measure(self._pairs)
 
     def confirm(self) -> None:
-        """Measures links that look slow for themselves once more: what was chance is not named."""
-        suspects = [
-            finding.pair
-            for finding in judge(*self._labels(), list(self._links.values()))
-            if finding.kind in ("link", "asymmetry") and finding.pair is not None
-        ]
-        pairs = [pair for a, b in suspects for pair in ((a, b), (b, a)) if pair in self._links]
-        again = list(dict.fromkeys(pairs))
+        """Measures what looks slow once more, and keeps the better figures: what was chance is not named."""
+        labels, hosts = self._labels()
+        suspects: dict[Pair, None] = {}
+        for finding in judge(labels, hosts, list(self._links.values())):
+            if finding.pair is not None:
+                suspects |= dict.fromkeys((finding.pair, finding.pair[::-1]))
+            elif finding.kind in ("host", "worker"):
+                named = hosts if finding.kind == "host" else labels
+                ends = {number for number, name in enumerate(named) if name in finding.names}
+                suspects |= dict.fromkeys(pair for pair in self._links if ends & set(pair))
+        again = [pair for pair in suspects if pair in self._links and not self._links[pair].error]
         self._expected += len(again)
         before = {pair: self._links[pair] for pair in again}
         try:

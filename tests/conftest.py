@@ -51,6 +51,14 @@ def shared_loop_runs() -> None:
     shared_loop()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def shared_arena_is_made() -> None:
+    """So is the memory file from which a process sends over shm."""
+    from zmqtasks.transports.shm.arena import process_arena
+
+    process_arena()
+
+
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
     """Fails the test that leaves a process, a file or a descriptor."""

@@ -139,6 +139,13 @@ class Comm(ABC):
         Raises the comm's end (`CommClosedError`, `CommBrokenError`) when it is over, `LocalProtocolError` for no frames.
         """
 
+    def send_lasting(self, frames: Frames) -> None:
+        """Like `send`, for frames that stay as they are for as long as these very objects live.
+
+        A transport may keep what it made of a memoryview for the next time that it is sent, to whomever.
+        """
+        self.send(frames)
+
     @property
     def ready_for_direct(self) -> bool:
         """Whether `send_direct` may be called now, from whatever thread; transports that can't do that never say so."""

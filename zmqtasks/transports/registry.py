@@ -21,6 +21,7 @@ _BUILT_IN = {
     "tcp": ("zmqtasks.transports.tcp", "TcpTransport"),
     "unix": ("zmqtasks.transports.unix", "UnixTransport"),
     "zmq": ("zmqtasks.transports.zeromq", "ZmqTransport"),
+    "shm": ("zmqtasks.transports.shm", "ShmTransport"),
     "inproc": ("zmqtasks.transports.inproc", "InprocTransport"),
 }
 

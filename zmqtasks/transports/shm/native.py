@@ -1,0 +1,134 @@
+"""The few calls of the kernel that Python does not offer as they are needed: mappings by address, holes, file systems.
+
+`mmap.mmap` keeps a descriptor per mapping and unmaps only what nobody looks at; leases are many, and come and go by the
+thousand, so they are mapped and unmapped by address.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import functools
+import mmap
+import os
+import stat
+
+from zmqtasks.errors import RemoteProtocolError
+from zmqtasks.protocol.frames import Buffer
+
+PAGE_BYTES = mmap.PAGESIZE
+
+_MAP_NORESERVE = 0x4000  # linux/mman.h, the same on x86 and arm
+_TMPFS_MAGIC = 0x01021994  # linux/magic.h; memory files made of huge pages have another
+_STATFS_BYTES = 256  # struct statfs has 120 bytes; its first word is the type
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.mmap.restype = ctypes.c_void_p
+_libc.mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_libc.munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_libc.madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_libc.fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+
+_FAILED = ctypes.c_void_p(-1).value
+
+
+def memory_file(name: str, size_bytes: int) -> int:
+    """A descriptor of a new memory file that can neither shrink nor grow; it takes memory where it is written.
+
+    Raises OSError.
+    """
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.ftruncate(descriptor, size_bytes)
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def read_only(descriptor: int) -> int:
+    """Another descriptor of the same file, good for reading only; raises OSError."""
+    return os.open(f"/proc/self/fd/{descriptor}", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def memory_file_size_untrusted(descriptor: int) -> int:
+    """The size of a memory file that cannot shrink, so that reading it never ends in SIGBUS; else RemoteProtocolError."""
+    try:
+        seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        status = os.fstat(descriptor)
+    except OSError as exc:
+        raise RemoteProtocolError(f"the peer offered a file that is no memory file as its arena: {exc}") from exc
+    if not stat.S_ISREG(status.st_mode) or _file_system(descriptor) != _TMPFS_MAGIC:
+        raise RemoteProtocolError("the peer offered a file as its arena that does not lie in ordinary memory")
+    if not seals & fcntl.F_SEAL_SHRINK:
+        raise RemoteProtocolError("the peer offered an arena that it could shrink under its readers: it is not sealed")
+    return status.st_size
+
+
+def map_shared(descriptor: int, size_bytes: int) -> int:
+    """The address of a writable mapping that others see; raises OSError."""
+    return _map(descriptor, 0, size_bytes, mmap.MAP_SHARED)
+
+
+def map_private(descriptor: int, offset: int, size_bytes: int) -> int:
+    """The address of a mapping whose pages become this process's own when it writes to them; raises OSError."""
+    return _map(descriptor, offset, size_bytes, mmap.MAP_PRIVATE)
+
+
+def _map(descriptor: int, offset: int, size_bytes: int, kind: int) -> int:
+    access = mmap.PROT_READ | mmap.PROT_WRITE
+    address = _libc.mmap(None, size_bytes, access, kind | _MAP_NORESERVE, descriptor, offset)
+    if address == _FAILED:
+        raise _last_error()
+    assert isinstance(address, int)
+    return address
+
+
+def unmap(address: int, size_bytes: int) -> None:
+    """Ends a mapping."""
+    _libc.munmap(address, size_bytes)
+
+
+def punch_hole(address: int, size_bytes: int) -> None:
+    """Gives the memory behind a shared mapping back to the kernel; it reads as zeros again. Raises OSError."""
+    if _libc.madvise(address, size_bytes, mmap.MADV_REMOVE):
+        raise _last_error()
+
+
+def memory_at(address: int, size_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
+    """An object that stands for a piece of memory: every view of it keeps the object, which owns nothing itself."""
+    return _bytes_type(size_bytes).from_address(address)
+
+
+@functools.lru_cache(512)
+def _bytes_type(size_bytes: int) -> type[ctypes.Array[ctypes.c_ubyte]]:
+    # Making one takes 13 us, and they are part of cycles.
+    return ctypes.c_ubyte * size_bytes
+
+
+def address_of(buffer: Buffer) -> int:
+    """Where the memory of a buffer lies, writable or not."""
+    import numpy as np
+
+    return int(np.frombuffer(buffer, np.uint8).ctypes.data)
+
+
+def _file_system(descriptor: int) -> int:
+    answer = (ctypes.c_long * (_STATFS_BYTES // ctypes.sizeof(ctypes.c_long)))()
+    if _libc.fstatfs(descriptor, answer):
+        raise RemoteProtocolError(f"the peer offered a descriptor that is no file as its arena: {_last_error()}")
+    return int(answer[0])
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno() or errno.ENOMEM
+    return OSError(number, os.strerror(number))

@@ -66,15 +66,28 @@ class _QuickTurns:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._links = 0
         self._until = 0.0
         self._checked_at = 0.0
         self._usual_s: float | None = None  # the interval to go back to
+
+    def link_made(self) -> None:
+        """There is one link more in this process."""
+        with self._lock:
+            self._links += 1
+
+    def link_lost(self) -> None:
+        """There is one less; its loop may end at once, so after the last one no timer is waited for."""
+        with self._lock:
+            self._links -= 1
+            if not self._links:
+                self._restore()
 
     def extend(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tells that much passes now."""
         now = time.monotonic()
         self._until = now + _BULK_LINGER_S
-        if self._usual_s is None or now - self._checked_at > 1.0:  # or the loop that was to check is no more
+        if self._usual_s is None or now - self._checked_at > 1.0:  # or the loop that was to check is at an end
             with self._lock:
                 if self._usual_s is None and (usual_s := sys.getswitchinterval()) > _BULK_SWITCH_INTERVAL_S:
                     self._usual_s = usual_s
@@ -88,9 +101,12 @@ class _QuickTurns:
             loop.call_later(_BULK_LINGER_S, self._check, loop)
             return
         with self._lock:
-            usual_s, self._usual_s = self._usual_s, None
-            if usual_s is not None:
-                sys.setswitchinterval(usual_s)
+            self._restore()
+
+    def _restore(self) -> None:
+        usual_s, self._usual_s = self._usual_s, None
+        if usual_s is not None:
+            sys.setswitchinterval(usual_s)
 
 
 _quick_turns = _QuickTurns()
@@ -135,6 +151,7 @@ class TlsStream(asyncio.BufferedProtocol, asyncio.Transport):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._lower = cast(asyncio.Transport, transport)
+        _quick_turns.link_made()
         self._lower.set_write_buffer_limits(_AHEAD_BYTES, _AHEAD_BYTES // 2)
         self._shake_hands()
 
@@ -272,6 +289,7 @@ class TlsStream(asyncio.BufferedProtocol, asyncio.Transport):
         self._queue.clear()
         self._queued_bytes = 0
         self.lost.set_result(None)
+        _quick_turns.link_lost()
         if self._protocol is not None:
             self._protocol.connection_lost(self._error or exc)
         elif not self.ready.done():

@@ -27,7 +27,9 @@ PACKAGES = (
     "cryptography",
 )
 _UCX_TIMEOUT_S = 30.0
-_ASK_UCX = "import ucxx; ucxx.init(); print(' '.join(sorted(ucxx.get_active_transports())))"
+_UCX_ANSWER = "active transports:"
+"""UCX logs to standard output as well, with the name of the host."""
+_ASK_UCX = f"import ucxx; ucxx.init(); print({_UCX_ANSWER!r}, *sorted(ucxx.get_active_transports()))"
 
 
 def facts() -> dict[str, Any]:
@@ -125,4 +127,5 @@ def _ucx_transports() -> list[str]:
         )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return asked.stdout.split()
+    lines = (line.removeprefix(_UCX_ANSWER) for line in asked.stdout.splitlines() if line.startswith(_UCX_ANSWER))
+    return next(lines, "").split()

@@ -313,7 +313,7 @@ def _bars(
                 axes.annotate(text(value), (value, row + offset), **place)
     axes.set_xlabel(label)
     patches = [Patch(color=colour, label=name) for name, colour in zip(names, (_FIRST, _SECOND), strict=True)]
-    figure.legend(handles=patches, loc="outside upper right", ncols=2)
+    figure.legend(handles=patches, loc="outside lower center", ncols=2)
     return _rows(figure, axes, [row[0] for row in shown], text)
 
 

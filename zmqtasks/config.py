@@ -49,6 +49,8 @@ class Config:
     idle_buffer_bytes: int = 512 << 20
     """Memory for received values that a process keeps for the next ones, warm, for some seconds; a worker with a memory
     limit keeps an eighth of that at most."""
+    shared_memory: bool = True
+    """Whether data passes through shared memory between processes of one host and user, where the system has it."""
     metrics_interval_s: float = 1.0
     """How often workers report memory and what they have been running for a while."""
     termination_s: float = 5.0

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import functools
 import importlib.metadata
+import logging
 import platform
 import secrets
 from dataclasses import dataclass, field
 
 from zmqtasks.config import Config
 from zmqtasks.errors import (
+    AuthenticationError,
     CommError,
     ConnectError,
     ConnectionRefusedByPeerError,
@@ -19,12 +21,16 @@ from zmqtasks.errors import (
     ZmqTasksError,
 )
 from zmqtasks.ids import InstanceId, SessionId
+from zmqtasks.nodes.nearby import nearby_address
 from zmqtasks.protocol.frames import HELLO_LIMITS, Frames, Limits
 from zmqtasks.protocol.handshake import NONCE_BYTES, ConnectorHandshake, LinkRequest, Role, Welcome
+from zmqtasks.protocol.ops import DataIntroduction
 from zmqtasks.security import Security
 from zmqtasks.transports import registry
 from zmqtasks.transports.address import split_scheme
 from zmqtasks.transports.base import Comm, LinkSettings
+
+_log = logging.getLogger(__name__)
 
 PACKAGES = ("zmqtasks", "msgspec", "cloudpickle", "numpy")
 """Packages whose versions nodes compare: what writes and reads the bytes that they exchange."""
@@ -68,7 +74,21 @@ async def dial(address: str, request: LinkRequest, *, security: Security, config
     Raises AddressError, SecurityError, ConnectError (refused, timed out, ...), VersionMismatchError,
     AuthenticationError, SchedulerLostError (a session that cannot be resumed); each names the address. After failure
     or cancellation nothing is left open.
+
+    A data link goes through shared memory instead when the node is on this host and offers it.
     """
+    if isinstance(request.introduction, DataIntroduction) and (nearby := nearby_address(address, config)):
+        try:
+            return await _dial(nearby, request, security, config, limits)
+        except ConnectTimeoutError as exc:
+            raise ConnectTimeoutError(f"{address}: {exc}") from exc
+        except (ConnectError, ProtocolError, AuthenticationError) as exc:
+            if not isinstance(exc, ConnectionRefusedByPeerError):
+                _log.info("no shared memory for data of %s: %s", address, exc)
+    return await _dial(address, request, security, config, limits)
+
+
+async def _dial(address: str, request: LinkRequest, security: Security, config: Config, limits: Limits) -> Dialed:
     scheme, _ = split_scheme(address)
     transport = registry.get_transport(scheme)
     identity = security.link_identity(address, transport.capabilities.crosses_processes)

@@ -12,14 +12,17 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
 
 
 def resident_bytes() -> int:
-    """Memory that this process occupies."""
+    """Memory that this process occupies: its own, and what it lends; not what peers have lent to it."""
     try:
         with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[1]) * _PAGE_BYTES
+            _, resident, shared, *_ = file.read().split()
     except OSError:  # not Linux
         import psutil
 
         return int(psutil.Process().memory_info().rss)
+    from zmqtasks.transports.shm.arena import lent_bytes
+
+    return (int(resident) - int(shared)) * _PAGE_BYTES + lent_bytes()
 
 
 class CpuMeter:

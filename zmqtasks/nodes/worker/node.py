@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, assert_never
 
 from zmqtasks.config import Config
@@ -29,6 +30,7 @@ from zmqtasks.nodes.channel import (
     Refusal,
     open_channel,
 )
+from zmqtasks.nodes.nearby import bound_arena, nearby_address, tell_failure
 from zmqtasks.nodes.worker import context
 from zmqtasks.nodes.worker.addresses import listen_address_for
 from zmqtasks.nodes.worker.calls import call_in_thread
@@ -102,7 +104,8 @@ class WorkerNode:
     ) -> None:
         self.scheduler_address = scheduler_address
         self.security = security
-        self.config = config
+        # Who names a transport gets that one, and no other.
+        self.config = config if listen_address is None else replace(config, shared_memory=False)
         self.name = name
         self.nthreads = nthreads
         self.memory_limit_bytes = memory_limit_bytes
@@ -147,6 +150,12 @@ class WorkerNode:
         )
         wanted = await listen_address_for(self.scheduler_address, self._listen_address)
         self.address = await self._acceptor.listen(wanted)
+        if nearby := nearby_address(self.address, self.config):
+            bound_arena(self.memory_limit_bytes)
+            try:
+                await self._acceptor.listen(nearby)
+            except ZmqTasksError as exc:
+                tell_failure(self.address, exc)
         self.name = self.name or self.address
         self.executor.start()
         context.workers.add(self)

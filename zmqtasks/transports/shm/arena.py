@@ -355,6 +355,11 @@ def process_arena() -> Arena | None:
         return _arena
 
 
+def lent_bytes() -> int:
+    """Memory that this process's arena takes, if it has one."""
+    return _arena.resident_bytes if _arena is not None else 0
+
+
 def _forget_after_fork() -> None:
     """A child has no business with blocks that its parent lends."""
     global _arena, _tried, _making

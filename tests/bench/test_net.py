@@ -36,7 +36,7 @@ def bench_net(*arguments: str) -> subprocess.Popen[str]:
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("scheme", ["inproc", "unix", "tcp", "zmq"])
+@pytest.mark.parametrize("scheme", ["inproc", "shm", "unix", "tcp", "zmq"])
 def test_all_kinds_of_figures(scheme):
     figures = measure_link(scheme, False, PLAN)
     assert figures.latency_us[1].count > 0

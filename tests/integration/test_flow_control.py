@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from zmqtasks import Client, Config, LocalCluster
+from zmqtasks import Client, Config, LocalCluster, wait
 from zmqtasks.ids import new_instance_id
 from zmqtasks.nodes.channel import DataPool
 from zmqtasks.protocol.frames import KIB, MIB
@@ -72,13 +72,16 @@ def scheduler_pid(cluster: LocalCluster) -> int:
 
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_one_frozen_peer_of_fifty_delays_none_and_costs_its_holder_little(protocol: str) -> None:
-    """The values are made into bytes anew for each request, so what is queued shows in the worker's memory."""
-    size, count = 16 * MIB, 20
+    """The values are made into bytes anew for each request, so what is queued shows in the worker's memory.
+
+    They are too large for malloc to keep their memory when they are gone.
+    """
+    size, count = 40 * MIB, 10
     with LocalCluster(n_workers=1, threads_per_worker=1, protocol=protocol) as cluster, Client(cluster) as client:
         [(address, worker)] = client.scheduler_info()["workers"].items()
         large = client.map(text, ["x"] * count, [size] * count, key=[f"large-{i}" for i in range(count)])
         small = client.submit(text, "s", MIB, key="small")
-        client.submit(len, client.submit(list, large)).result()
+        wait(large)
         assert len(small.result()) == MIB
         before = memory_of(worker["pid"])
         names = [f"large-{i}" for i in range(count)]
@@ -86,8 +89,9 @@ def test_one_frozen_peer_of_fifty_delays_none_and_costs_its_holder_little(protoc
             wait_until_stopped(frozen)
             longest_s, most = asyncio.run(_fetch_by_many(cluster, address, worker["pid"]))
             assert is_stopped(frozen.pid)
+            print(f"longest {longest_s:.3f} s, {(most - before) / MIB:.0f} MiB of {count * size / MIB:.0f} MiB")
             assert longest_s < 5.0
-            assert most - before < 160 * MIB
+            assert most - before < 128 * MIB
             os.kill(frozen.pid, signal.SIGCONT)
             assert answer_of(frozen) == count * size
 

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 SMALL_BYTES = 8
 """Of the value whose fetch is the latency."""
+LOOK_S = 1.0
+"""So long after the last answer: a task whose worker is gone waits for it to come back, and nobody says so."""
 ATTEMPTS = 3
 """A worker with which so many pairs have failed and none has worked is not tried again."""
 Progress = Callable[[int, int, str], None]
@@ -249,12 +251,16 @@ class _Run:
         return {"address": worker.address, "small": keys[0], "large": large[:1] if self._plan.together else large}
 
     def _wait_any(self, deadlines: dict[Any, float]) -> list[Any]:
-        """What has ended, or must end now."""
+        """What has ended, or must end now: its time is over, or its worker is gone. May be nothing yet."""
         found: list[Any] = []
+        wait_s = min(deadlines.values()) - time.monotonic()
         with contextlib.suppress(queue.Empty):
-            found.append(self._ended.get(timeout=max(0.0, min(deadlines.values()) - time.monotonic())))
+            found.append(self._ended.get(timeout=min(LOOK_S, max(0.0, wait_s))))
             while True:
                 found.append(self._ended.get_nowait())
+        if not found:
+            there = self._client.scheduler_info()["workers"]
+            found += [name for name in deadlines if self._workers[_target(name)].address not in there]
         now = time.monotonic()
         found += [name for name, deadline in deadlines.items() if deadline <= now]
         return [name for name in dict.fromkeys(found) if name in deadlines]
@@ -345,7 +351,8 @@ class _Run:
         for link in links:
             latency[link.source][link.target] = link.latency_us
             bandwidth[link.source][link.target] = link.bandwidth
-        judged = [*judge(labels, hosts, links), *compare_hosts(self._hosts)]
+        gone = {number: worker.gone for number, worker in enumerate(self._workers) if worker.gone}
+        judged = [*judge(labels, hosts, links, gone), *compare_hosts(self._hosts)]
         facts = {
             "scheduler": self._client.scheduler_info()["address"] if not interrupted else "",
             "hosts": self._hosts,
@@ -369,3 +376,8 @@ class _Run:
             links=links,
             facts=facts,
         )
+
+
+def _target(name: Pair | int) -> int:
+    """The worker that runs a task, by the task's name: a pair, or the worker itself."""
+    return name if isinstance(name, int) else name[1]

@@ -83,9 +83,14 @@ class _Suspect:
     others: float
 
 
-def judge(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]) -> list[Finding]:
-    """What the figures say, the worst first: failures, hosts, workers, links, asymmetries, remarks."""
-    findings = _failures(workers, hosts, links)
+def judge(
+    workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link], gone: Mapping[int, str] | None = None
+) -> list[Finding]:
+    """What the figures say, the worst first: failures, hosts, workers, links, asymmetries, remarks.
+
+    `gone`: workers that were given up in the middle, and why.
+    """
+    findings = _failures(workers, hosts, links, gone or {})
     slow: list[Finding] = []
     odd: list[Finding] = []
     for inside in (False, True):
@@ -309,23 +314,25 @@ def _suspect(name: str, sends: list[float], receives: list[float], others: _Refe
     return _Suspect(name, direction, middle - others.middle, middle, others.middle)
 
 
-def _failures(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]) -> list[Finding]:
+def _failures(
+    workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link], gone: Mapping[int, str]
+) -> list[Finding]:
     """Workers with which nothing worked, then pairs that failed."""
     failed = [link for link in links if link.error]
     tried: dict[int, list[Link]] = {}
     for link in links:
         for end in (link.source, link.target):
             tried.setdefault(end, []).append(link)
-    dead = [worker for worker, mine in sorted(tried.items()) if all(link.error for link in mine)]
-    # Of two that only ever met each other, neither is to blame for sure.
-    whole = len(dead) == len(tried)
+    dead = {worker: _first_error(mine) for worker, mine in tried.items() if all(link.error for link in mine)}
+    if len(dead) == len(tried):
+        dead = {}  # of two that only ever met each other, neither is to blame for sure
+    dead = dict(sorted({**gone, **dead}.items()))
     found: list[Finding] = []
-    if not whole:
-        for worker in dead:
-            at_host = f" on {hosts[worker]}" if hosts[worker] != workers[worker] else ""
-            text = f"worker {workers[worker]}{at_host} could not be measured: {_first_error(tried[worker])}"
-            found.append(Finding(kind="failed", names=[workers[worker]], text=text))
-    left = [link for link in failed if whole or not {link.source, link.target} & set(dead)]
+    for worker, why in dead.items():
+        at_host = f" on {hosts[worker]}" if hosts[worker] != workers[worker] else ""
+        text = f"worker {workers[worker]}{at_host} could not be measured: {why}"
+        found.append(Finding(kind="failed", names=[workers[worker]], text=text))
+    left = [link for link in failed if not {link.source, link.target} & dead.keys()]
     for link in left[:LISTED]:
         names = [workers[link.source], workers[link.target]]
         text = f"from {names[0]} to {names[1]} failed: {link.error}"

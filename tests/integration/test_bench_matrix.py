@@ -135,15 +135,14 @@ def test_workers_that_hang_or_die_are_named_and_the_others_are_measured():
 
         began = time.monotonic()
         dying = measure_matrix(client, MatrixPlan(sizes=(1 << 20,), time_s=0.1), kill_one)
-        assert time.monotonic() - began < 60
+        assert time.monotonic() - began < 30
     assert hanging.facts["pairs_measured"] == 6
     assert (hanging.judged[0].kind, hanging.judged[0].names) == ("failed", ["w3"])
     failed = [link for link in dying.links if link.error]
     assert failed
     assert all(2 in (link.source, link.target) for link in failed)
-    assert any("left the cluster" in link.error for link in failed)
-    assert dying.judged[0].kind == "failed"
-    assert "w2" in dying.judged[0].names
+    assert (dying.judged[0].kind, dying.judged[0].names) == ("failed", ["w2"])
+    assert "left the cluster" in dying.judged[0].text
 
 
 @contextmanager

@@ -200,18 +200,22 @@ def _curves(height_in: float, label: str, text: Callable[[float | None], str]) -
 
 
 def _finish(figure: Any, axes: Any, sizes: list[int]) -> Any:
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     step = max(1, -(-len(sizes) // 7))
     shown = sizes[::-1][::step][::-1]
     axes.set_xticks(shown, [size_text(size) for size in shown], minor=False)
     axes.tick_params(axis="x", labelsize=8)
     names = [line.get_label() for line in axes.get_lines()]
     figure.legend(loc="outside lower center", ncols=3 if max(map(len, names)) <= _SHORT_NAME else 2)
-    low, high = axes.get_ylim()
-    axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if high / low > _FEW_DECADES else (1.0, 2.0, 5.0)))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    _mark(axes.yaxis, *axes.get_ylim())
     return figure
+
+
+def _mark(axis: Any, low: float, high: float) -> None:
+    """Marks of a logarithmic axis that are neither too many nor too few."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high / low > _FEW_DECADES else (1.0, 2.0, 5.0)))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _bandwidth(subjects: list[Subject]) -> Any:
@@ -322,6 +326,8 @@ def _rows(figure: Any, axes: Any, names: list[str], text: Callable[[float | None
     axes.set_ylim(-0.6, len(names) - 0.4)
     axes.grid(visible=False, axis="y")
     axes.tick_params(axis="y", length=0)
+    if axes.get_xscale() == "log":
+        _mark(axes.xaxis, *axes.get_xlim())
     axes.xaxis.set_major_formatter(lambda value, _: _round(text(value)))
     return figure
 

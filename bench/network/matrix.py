@@ -277,7 +277,7 @@ class _Run:
                 if not self._is_there(worker):
                     worker.gone = "it has left the cluster"
                 elif worker.failed >= ATTEMPTS and not worker.worked:
-                    worker.gone = f"not tried after {worker.failed} pairs with it had failed"
+                    worker.gone = f"{link.error} (after {worker.failed} failed pairs it was not tried again)"
         return link
 
     def _answers(self, name: Any, target: Measured) -> tuple[list[dict[str, Any]], str]:

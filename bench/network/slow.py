@@ -323,10 +323,10 @@ def _failures(
     for link in links:
         for end in (link.source, link.target):
             tried.setdefault(end, []).append(link)
-    dead = {worker: _first_error(mine) for worker, mine in tried.items() if all(link.error for link in mine)}
+    dead = {worker: mine[0].error for worker, mine in tried.items() if all(link.error for link in mine)}
     if len(dead) == len(tried):
         dead = {}  # of two that only ever met each other, neither is to blame for sure
-    dead = dict(sorted({**gone, **dead}.items()))
+    dead = dict(sorted({**dead, **gone}.items()))
     found: list[Finding] = []
     for worker, why in dead.items():
         at_host = f" on {hosts[worker]}" if hosts[worker] != workers[worker] else ""
@@ -340,11 +340,6 @@ def _failures(
     if len(left) > LISTED:
         found.append(Finding(kind="failed", names=[], text=f"{len(left) - LISTED} more pairs failed"))
     return found
-
-
-def _first_error(links: list[Link]) -> str:
-    """The one that says most: of a pair that was tried."""
-    return next((link.error for link in links if not link.error.startswith("not tried")), links[0].error)
 
 
 def _remarks(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]) -> list[Finding]:

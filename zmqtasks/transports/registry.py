@@ -22,6 +22,7 @@ _BUILT_IN = {
     "unix": ("zmqtasks.transports.unix", "UnixTransport"),
     "zmq": ("zmqtasks.transports.zeromq", "ZmqTransport"),
     "shm": ("zmqtasks.transports.shm", "ShmTransport"),
+    "ucx": ("zmqtasks.transports.ucx", "UcxTransport"),
     "inproc": ("zmqtasks.transports.inproc", "InprocTransport"),
 }
 

@@ -1,0 +1,216 @@
+"""Loads UCX, and moves single buffers by it: the only place that touches `ucxx`.
+
+UCX reads its settings from the environment when it is loaded, when a context and when a worker is made. Ours are set for
+that long only, where the user has set none, so that children do not inherit them.
+
+A buffer that is being sent or filled is referenced here until UCX says that it is done with it, whatever becomes of the
+link: UCX holds no reference of its own, and writes into memory that was freed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from zmqtasks.errors import AddressError
+
+_log = logging.getLogger(__name__)
+
+_SETTINGS = {
+    # Without it `sm,tcp,self` silently takes tcp, as shared memory could not tell of a dead peer.
+    "UCX_MM_ERROR_HANDLING": "y",
+    "UCX_KEEPALIVE_INTERVAL": "1s",
+    "UCX_RNDV_THRESH": "auto",  # importing ucxx sets 8192 otherwise
+    "UCX_WARN_UNUSED_ENV_VARS": "n",
+}
+_OURS = ("UCX_", "UCXPY_", "RAPIDS_")
+_RESOURCE = re.compile(r"^#.*resource.*md.*dev.*flags.*$", re.MULTILINE)
+_KINDS = {"sm": ("posix", "sysv", "cma", "xpmem", "knem"), "shm": ("posix", "sysv", "cma", "xpmem", "knem")}
+
+_Request = tuple[Any, memoryview, Callable[[Exception | None], None]]
+"""What UCX is at, the memory it must not lose, and who wants to know."""
+
+_lock = threading.Lock()
+_context: Any = None
+_workers: dict[asyncio.AbstractEventLoop, UcxWorker] = {}
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    before = {name: value for name, value in os.environ.items() if name.startswith(_OURS)}
+    for name, value in _SETTINGS.items():
+        os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        for name in [name for name in os.environ if name.startswith(_OURS) and name not in before]:
+            del os.environ[name]
+        os.environ.update(before)
+
+
+class UnreachableError(Exception):
+    """UCX has no transport that leads to a peer."""
+
+
+def load() -> Any:
+    """The context of this process; raises AddressError where `ucxx` is not installed or finds nothing to work with."""
+    global _context
+    with _lock:
+        if _context is None:
+            try:
+                with _environment():
+                    from ucxx._lib import libucxx
+
+                    _context = libucxx.UCXContext({}, (libucxx.Feature.TAG, libucxx.Feature.WAKEUP))
+            except ImportError as exc:
+                raise AddressError(f"ucx:// needs the package ucxx: pip install 'zmqtasks[ucx]' ({exc})") from exc
+            except Exception as exc:  # whatever ucxx raises for a wrong UCX_TLS
+                raise AddressError(f"UCX does not start: {exc}; see UCX_TLS and UCX_NET_DEVICES") from exc
+            _tell_transports(active_transports())
+        return _context
+
+
+def active_transports() -> set[str]:
+    """The transports that UCX may use in this process once it is loaded, by its own names (`tcp`, `posix`, `rc_mlx5`, ...)."""
+    return {line.split()[-1].split("/")[0] for line in _RESOURCE.findall(_context.info)}
+
+
+def _tell_transports(active: set[str]) -> None:
+    _log.info("UCX uses %s", ", ".join(sorted(active)) or "nothing")
+    asked = os.environ.get("UCX_TLS", "all")
+    if asked == "all" or asked.startswith("^"):
+        return
+    for name in asked.split(","):
+        if not any(found.startswith(_KINDS.get(name, (name,))) for found in active):
+            _log.warning(
+                "UCX_TLS asks for %s, which this UCX does not have: it uses %s", name, ", ".join(sorted(active))
+            )
+
+
+def take_worker(loop: asyncio.AbstractEventLoop) -> UcxWorker:
+    """The worker of `loop`, shared by its comms; each gives it back by `release`."""
+    worker = _workers.get(loop)
+    if worker is None:
+        worker = _workers[loop] = UcxWorker(loop)
+    worker.users += 1
+    return worker
+
+
+class UcxWorker:
+    """What of UCX belongs to one event loop; it sleeps in the loop's selector while nothing moves."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        from ucxx._lib import arr, libucxx
+
+        self.users = 0
+        self._loop = loop
+        self._lib = libucxx
+        self._array = arr.Array
+        with _environment():
+            self._worker = libucxx.UCXWorker(load(), enable_delayed_submission=False, enable_python_future=False)
+        self._worker.init_blocking_progress_mode()
+        self._descriptor: int = self._worker.epoll_file_descriptor
+        self.address = bytes(libucxx.UCXAddress.create_from_worker(self._worker))
+        self._requests: list[_Request] = []
+        self._awaited: dict[int, tuple[memoryview, Callable[[Exception | None], None]]] = {}
+        self._scheduled = False
+        loop.add_reader(self._descriptor, self._pump)
+
+    def endpoint(self, address: bytes) -> Any:
+        """An endpoint to the worker of that address, which comes from a peer that has authenticated.
+
+        Raises UnreachableError where the two have no transport in common, ucxx' errors for what is no address.
+        """
+        made = self._lib.UCXAddress.create_from_buffer(address)
+        try:
+            return self._lib.UCXEndpoint.create_from_worker_address(self._worker, made, True)
+        except self._lib.UCXUnreachableError as exc:
+            raise UnreachableError(str(exc)) from exc
+
+    def send(self, endpoint: Any, tag: int, data: memoryview, done: Callable[[Exception | None], None]) -> None:
+        """Sends `data`; `done` is called later, in the loop."""
+        request = endpoint.tag_send(self._array(data), self._lib.UCXXTag(tag))
+        self._requests.append((request, data, done))
+        self._schedule()
+
+    def receive(self, tag: int, memory: memoryview, done: Callable[[Exception | None], None]) -> None:
+        """Fills `memory` by the next transfer under `tag`; one at a time for each tag. `done` is called in the loop.
+
+        UCX gets the memory when the transfer has been announced to it, with the right size: what never comes, or is
+        forgotten by then, never has a hold on memory.
+        """
+        self._awaited[tag] = (memory, done)
+        self._schedule()
+
+    def forget(self, tag: int) -> None:
+        """Nothing is awaited under `tag` any more."""
+        self._awaited.pop(tag, None)
+
+    def close_endpoint(self, endpoint: Any) -> None:
+        """Drops the endpoint and what is under way on it."""
+        try:
+            endpoint.close_blocking()
+        except Exception as exc:
+            _log.debug("an endpoint of UCX did not close: %s", exc)
+        self._schedule()
+
+    def release(self) -> None:
+        """A comm needs the worker no more; it ends with the last."""
+        self.users -= 1
+        if self.users == 0:
+            self._loop.remove_reader(self._descriptor)
+            del _workers[self._loop]
+            self._worker.progress()
+            # Destroying it cancels what is left; the buffers must outlive that.
+            requests, self._requests = self._requests, []
+            self._worker = None
+            del requests
+
+    def _schedule(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_soon(self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._scheduled = False
+        self._pump()
+
+    def _pump(self) -> None:
+        if self._worker is None:
+            return
+        self._worker.progress()
+        self._post_announced()
+        finished: list[_Request] = []
+        pending: list[_Request] = []
+        for entry in self._requests:
+            (finished if entry[0].completed else pending).append(entry)
+        self._requests = pending
+        for request, _memory, done in finished:
+            error: Exception | None = None
+            try:
+                request.check_error()
+            except Exception as exc:
+                error = exc
+            done(error)
+        if self._worker is not None and (finished or not self._worker.arm()):
+            self._schedule()
+
+    def _post_announced(self) -> None:
+        for tag, (memory, done) in list(self._awaited.items()):
+            found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=True)
+            if not found.matched:
+                continue
+            del self._awaited[tag]
+            if found.length != memory.nbytes:
+                done(ValueError(f"it transferred {found.length} bytes where it had announced {memory.nbytes}"))
+                if self._worker is None:
+                    return
+                continue
+            request = self._worker.tag_recv_with_handle(self._array(memory), found)
+            self._requests.append((request, memory, done))

@@ -6,15 +6,16 @@ import os
 import pickle
 import stat
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from zmqtasks.config import Config, load_config
 from zmqtasks.errors import ConfigError, SecurityError
-from zmqtasks.nodes.links import link_settings
+from zmqtasks.nodes.links import link_settings, link_settings_at
 from zmqtasks.security import ClusterKey, Security, create_key, default_key_path, load_key, new_key, wait_for_key
-from zmqtasks.transports import PLAIN, Encryption
+from zmqtasks.transports import PLAIN, Encryption, get_transport
 
 
 def test_created_key_is_loaded_again_and_protected(tmp_path: Path) -> None:
@@ -177,3 +178,28 @@ def test_links_of_nodes_are_encrypted_as_their_security_says():
     assert link_settings(Config(), Security(key)).encryption == Encryption(key.encryption_secret)
     assert link_settings(Config(encryption="off"), Security(key)).encryption == PLAIN
     assert link_settings(Config(encryption="off"), Security(key, "on")).encryption.same_host
+
+
+def test_what_cannot_be_encrypted_does_not_leave_the_host_unasked():
+    class Postcard:
+        """Stands for transports of others, and those whose library cannot encrypt."""
+
+        scheme = "postcard"
+        capabilities = replace(get_transport("tcp").capabilities, encrypts=False)
+
+    key = ClusterKey.generate()
+    for address, mode, refused in (
+        ("postcard://192.0.2.1:1", "auto", True),
+        ("postcard://0.0.0.0:0", "auto", True),
+        ("postcard://127.0.0.1:1", "auto", False),
+        ("postcard://[::1]:1", "auto", False),
+        ("postcard://127.0.0.1:1", "on", True),
+        ("postcard://192.0.2.1:1", "off", False),
+    ):
+        if refused:
+            with pytest.raises(SecurityError, match=r"postcard does not encrypt.*--encryption off"):
+                link_settings_at(address, Postcard(), Config(), Security(key, mode))
+        else:
+            link_settings_at(address, Postcard(), Config(), Security(key, mode))
+    assert link_settings_at("tcp://192.0.2.1:1", get_transport("tcp"), Config(), Security(key)).encryption.secret
+    assert link_settings_at("unix://x", get_transport("unix"), Config(), Security(key, "on")).encryption.secret

@@ -20,7 +20,7 @@ from zmqtasks.config import Config
 from zmqtasks.errors import CommError, ConfigError, ZmqTasksError
 from zmqtasks.ids import InstanceId, SessionId
 from zmqtasks.nodes.data_server import DataServer
-from zmqtasks.nodes.links import PeerInfo, link_settings, own_versions, same_python, version_warnings
+from zmqtasks.nodes.links import PeerInfo, link_settings_at, own_versions, same_python, version_warnings
 from zmqtasks.nodes.session import Channel, ChannelHandler
 from zmqtasks.protocol.frames import CONTROL_LIMITS, DATA_LIMITS, Frames
 from zmqtasks.protocol.handshake import (
@@ -115,13 +115,15 @@ class Acceptor:
         Raises AddressError, ConnectError (taken, not of this host), SecurityError (no key, and others can reach it).
         """
         scheme, _ = split_scheme(address)
-        crosses = registry.get_transport(scheme).capabilities.crosses_processes
+        transport = registry.get_transport(scheme)
+        crosses = transport.capabilities.crosses_processes
         identity = self._security.link_identity(address, crosses)
 
         def on_comm(comm: Comm) -> None:
             self._on_comm(comm, identity, crosses)
 
-        listener = await registry.listen(address, on_comm, link_settings(self._config, self._security))
+        settings = link_settings_at(address, transport, self._config, self._security)
+        listener = await transport.listen(address, on_comm, settings)
         self._listeners.append(listener)
         return listener.address
 

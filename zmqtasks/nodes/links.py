@@ -18,6 +18,7 @@ from zmqtasks.errors import (
     ConnectionRefusedByPeerError,
     ConnectTimeoutError,
     ProtocolError,
+    SecurityError,
     ZmqTasksError,
 )
 from zmqtasks.ids import InstanceId, SessionId
@@ -27,13 +28,16 @@ from zmqtasks.protocol.handshake import NONCE_BYTES, ConnectorHandshake, LinkReq
 from zmqtasks.protocol.ops import DataIntroduction
 from zmqtasks.security import Security
 from zmqtasks.transports import registry
-from zmqtasks.transports.address import split_scheme
-from zmqtasks.transports.base import Comm, LinkSettings
+from zmqtasks.transports.address import LOOPBACK, parse_host_port, split_scheme
+from zmqtasks.transports.base import Comm, LinkSettings, Transport
 
 _log = logging.getLogger(__name__)
 
 PACKAGES = ("zmqtasks", "msgspec", "cloudpickle", "numpy")
 """Packages whose versions nodes compare: what writes and reads the bytes that they exchange."""
+
+
+_LOOPBACK = (LOOPBACK, "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ async def _dial(address: str, request: LinkRequest, security: Security, config: 
     scheme, _ = split_scheme(address)
     transport = registry.get_transport(scheme)
     identity = security.link_identity(address, transport.capabilities.crosses_processes)
-    comm = await transport.connect(address, link_settings(config, security))
+    comm = await transport.connect(address, link_settings_at(address, transport, config, security))
     handshake = ConnectorHandshake(
         request,
         cluster_id=identity.cluster_id,
@@ -180,6 +184,22 @@ def link_settings(config: Config, security: Security) -> LinkSettings:
         limits=HELLO_LIMITS,
         encryption=security.link_encryption(config.encryption),
     )
+
+
+def link_settings_at(address: str, transport: Transport, config: Config, security: Security) -> LinkSettings:
+    """`link_settings` for one address; raises SecurityError when links there would have to be encrypted, and cannot be.
+
+    That `unix` and its like never leave the host, and that loopback addresses do not, is taken from what they are.
+    """
+    settings = link_settings(config, security)
+    able = transport.capabilities
+    if able.crosses_hosts and not able.encrypts and settings.encryption.secret is not None:
+        host = parse_host_port(address, default_port=0).host if able.uses_ip else ""
+        if host not in _LOOPBACK or settings.encryption.same_host:
+            raise SecurityError(
+                f"{address}: {transport.scheme} does not encrypt: use tcp, or --encryption off if the network is trusted"
+            )
+    return settings
 
 
 @functools.cache

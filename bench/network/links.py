@@ -15,7 +15,7 @@ from zmqtasks.transports import Comm, connect, get_transport, listen
 from .figures import BULK_BYTES, READ_BYTES, SMALL_BYTES, Burst, Figures, Plan
 from .gil import holding_gil
 from .peer import Call, connects_per_s, link_settings
-from .processes import START_TIMEOUT_S, Child, children
+from .processes import START_TIMEOUT_S, Child, MeasuringError, children
 from .traffic import Answerer, Caller, messages
 
 _PEER = f"{__package__}.peer"
@@ -115,11 +115,15 @@ async def _links(scheme: str, secret: bytes | None, plan: Plan, count: int) -> A
                 other = Answerer(await connect(listener.address, settings))
                 stack.push_async_callback(other.comm.close)
         callers: list[Caller] = []
-        async with asyncio.timeout(START_TIMEOUT_S):
-            for _ in range(count):
-                comm = await arrivals.get()
-                stack.push_async_callback(_end, comm)
-                callers.append(Caller(comm))
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                while len(callers) < count:
+                    comm = await arrivals.get()
+                    stack.push_async_callback(_end, comm)
+                    callers.append(Caller(comm))
+        except TimeoutError as exc:
+            message = f"{len(callers)} of {count} links by {scheme} came within {START_TIMEOUT_S:.0f} s"
+            raise MeasuringError(message) from exc
         yield callers
 
 

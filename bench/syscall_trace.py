@@ -19,11 +19,33 @@ _WALL = 0x40000000
 _EVENT_STOP = 128
 _ENTRY, _EXIT = 1, 2
 
-_NUMBERS = {
-    "x86_64": {0: "in", 1: "out", 19: "in[]", 20: "out[]", 44: "out", 45: "in", 46: "out()", 47: "in()"},
-    "aarch64": {63: "in", 64: "out", 65: "in[]", 66: "out[]", 206: "out", 207: "in", 211: "out()", 212: "in()"},
+_X86_64 = {
+    0: "in",
+    1: "out",
+    18: "out",
+    19: "in[]",
+    20: "out[]",
+    44: "out",
+    45: "in",
+    46: "out()",
+    47: "in()",
+    296: "out[]",
 }
-"""read, write, readv, writev, sendto, recvfrom, sendmsg, recvmsg: what moves bytes of streams."""
+_AARCH64 = {
+    63: "in",
+    64: "out",
+    68: "out",
+    65: "in[]",
+    66: "out[]",
+    206: "out",
+    207: "in",
+    211: "out()",
+    212: "in()",
+    70: "out[]",
+}
+_NUMBERS = {"x86_64": _X86_64, "aarch64": _AARCH64}
+"""read, write, pwrite64, readv, writev, sendto, recvfrom, sendmsg, recvmsg, pwritev: what moves bytes of streams, and what
+fills shared memory."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.ptrace.restype = ctypes.c_long

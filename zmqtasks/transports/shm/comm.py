@@ -284,6 +284,10 @@ class ShmComm(StreamComm):
                 return
         await super()._wait_flushed()
 
+    def _end(self, error: Exception, *, hard: bool = False) -> None:
+        # Its traceback would keep the channel and the peer's arena open for as long as somebody keeps the error.
+        super()._end(error.with_traceback(None), hard=hard)
+
     def _drop(self, *, hard: bool) -> None:
         for message in self._outgoing:
             for block in (*message.blocks, *((message.block,) if message.block else ())):

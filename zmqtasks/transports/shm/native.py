@@ -66,7 +66,7 @@ def memory_file_size_untrusted(descriptor: int) -> int:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
         status = os.fstat(descriptor)
     except OSError as exc:
-        raise RemoteProtocolError(f"the peer offered a file that is no memory file as its arena: {exc}") from exc
+        raise RemoteProtocolError(f"the peer offered a file that is no memory file as its arena: {exc}") from None
     if not stat.S_ISREG(status.st_mode) or _file_system(descriptor) != _TMPFS_MAGIC:
         raise RemoteProtocolError("the peer offered a file as its arena that does not lie in ordinary memory")
     if not seals & fcntl.F_SEAL_SHRINK:

@@ -83,13 +83,21 @@ def take_greeting_untrusted(sock: socket.socket) -> socket.socket | None:
         _close_all(descriptors)
 
 
+class _QuietSocket(socket.socket):
+    """Closed by whoever drops it last, be that the collector."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class _Socket:
     """Closes the channel's socket when both halves are done with it, in whatever thread that is."""
 
     __slots__ = ("pid", "sock")
 
     def __init__(self, sock: socket.socket) -> None:
-        self.sock = sock
+        self.sock = _QuietSocket(fileno=sock.detach())
+        self.sock.setblocking(False)
         self.pid = os.getpid()
 
     def __del__(self) -> None:

@@ -395,7 +395,7 @@ BAD_ANSWERS = [
 @pytest.mark.parametrize(("frames", "says"), [case[1:] for case in BAD_ANSWERS], ids=[case[0] for case in BAD_ANSWERS])
 def test_bad_answer_fails_the_request(frames: list[bytes], says: str) -> None:
     class Lying(DataServer):
-        def serve(self, comm: Any) -> None:
+        def serve(self, comm: Any, *_: Any) -> None:
             class Handler:
                 def message_received(self, received: list[memoryview]) -> None:
                     comm.send(frames)

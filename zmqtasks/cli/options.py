@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import signal
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import click
 
-from zmqtasks.config import ENCRYPTION_MODES
+from zmqtasks.config import COMPRESSION_MODES, ENCRYPTION_MODES, Config, load_config
 from zmqtasks.deploy.serve import Node, run_loop, serve, stop_on_signals
 from zmqtasks.errors import ConfigError
 from zmqtasks.logs import LEVELS, configure_logging
@@ -40,6 +41,12 @@ encryption_option = click.option(
     help="Links to encrypt, the same on all nodes: those that leave the host (auto, the default), all over IP (on), "
     "none (off: who can reach the network is trusted). Default: the scheduler file's, else $ZMQTASKS_ENCRYPTION.",
 )
+compression_option = click.option(
+    "--compression",
+    type=click.Choice(COMPRESSION_MODES),
+    help="Of bulk data that this node sends: lz4 on links slower than compressing (auto, the default); lz4 or zstd on "
+    "every link to another process, for data that shrinks; off. Default: $ZMQTASKS_COMPRESSION.",
+)
 log_level_option = click.option(
     "--log-level",
     type=click.Choice(LEVELS, case_sensitive=False),
@@ -55,6 +62,12 @@ class Target:
 
     address: str
     security: Security
+
+
+def config_with(compression: str | None) -> Config:
+    """The settings of the environment, with what options say instead."""
+    config = load_config()
+    return dataclasses.replace(config, compression=compression) if compression else config
 
 
 def find_scheduler(

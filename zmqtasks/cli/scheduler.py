@@ -11,6 +11,8 @@ from zmqtasks.cli.interfaces import interface_host, interface_option
 from zmqtasks.cli.options import (
     DEFAULT_PORT,
     PROTOCOLS,
+    compression_option,
+    config_with,
     encryption_option,
     key_file_option,
     listen_address,
@@ -19,7 +21,6 @@ from zmqtasks.cli.options import (
     scheduler_file_option,
     scheduler_key,
 )
-from zmqtasks.config import load_config
 from zmqtasks.deploy.serve import calm_collector
 from zmqtasks.errors import ConfigError
 
@@ -50,6 +51,7 @@ log = logging.getLogger(__name__)
 @scheduler_file_option
 @key_file_option
 @encryption_option
+@compression_option
 @log_level_option
 def scheduler(
     host: str,
@@ -59,6 +61,7 @@ def scheduler(
     scheduler_file: str | None,
     key_file: str | None,
     encryption: str | None,
+    compression: str | None,
     log_level: str,
 ) -> int:
     """Start a scheduler and run it until Ctrl-C.
@@ -80,7 +83,7 @@ def scheduler(
         return SchedulerNode(
             [listen_address(protocol, host, port)],
             security=key.security,
-            config=load_config(),
+            config=config_with(compression),
             scheduler_file=scheduler_file,
         )
 

@@ -10,6 +10,8 @@ import click
 from zmqtasks.cli.interfaces import interface_address, interface_host, interface_option
 from zmqtasks.cli.options import (
     PROTOCOLS,
+    compression_option,
+    config_with,
     encryption_option,
     find_scheduler,
     key_file_option,
@@ -17,7 +19,6 @@ from zmqtasks.cli.options import (
     run_node,
     scheduler_file_option,
 )
-from zmqtasks.config import load_config
 from zmqtasks.deploy.resources import available_cpus, parse_memory_limit, parse_resources
 from zmqtasks.errors import ConfigError
 
@@ -48,6 +49,7 @@ log = logging.getLogger(__name__)
 @click.option("--nanny/--no-nanny", default=True, help="Whether a nanny watches and restarts the worker processes.")
 @key_file_option
 @encryption_option
+@compression_option
 @log_level_option
 def worker(
     address: str | None,
@@ -63,6 +65,7 @@ def worker(
     nanny: bool,
     key_file: str | None,
     encryption: str | None,
+    compression: str | None,
     log_level: str,
 ) -> int:
     """Start workers for the scheduler at ADDRESS (or in --scheduler-file) and run them until Ctrl-C."""
@@ -84,7 +87,7 @@ def worker(
         return NannyNode(
             target.address,
             security=target.security,
-            config=load_config(),
+            config=config_with(compression),
             n_workers=nworkers,
             nthreads=threads,
             memory_limit_bytes=limit_bytes,
@@ -100,7 +103,7 @@ def worker(
         return WorkerNode(
             target.address,
             security=target.security,
-            config=load_config(),
+            config=config_with(compression),
             name=name,
             nthreads=threads,
             memory_limit_bytes=limit_bytes,

@@ -22,6 +22,7 @@ from zmqtasks.ids import InstanceId, SessionId
 from zmqtasks.nodes.data_server import DataServer
 from zmqtasks.nodes.links import PeerInfo, link_settings_at, own_versions, same_python, version_warnings
 from zmqtasks.nodes.session import Channel, ChannelHandler
+from zmqtasks.protocol.compression import own_codecs
 from zmqtasks.protocol.frames import CONTROL_LIMITS, DATA_LIMITS, Frames
 from zmqtasks.protocol.handshake import (
     NONCE_BYTES,
@@ -32,7 +33,7 @@ from zmqtasks.protocol.handshake import (
     Welcome,
     role_of,
 )
-from zmqtasks.protocol.ops import Introduction
+from zmqtasks.protocol.ops import DataIntroduction, Introduction
 from zmqtasks.security import LinkIdentity, Security
 from zmqtasks.transports import registry
 from zmqtasks.transports.address import split_scheme
@@ -215,7 +216,9 @@ class Acceptor:
                 raise ConfigError("admit() took a data link and named no data_handler for it")
             _send(comm, handshake.accept(welcome))
             comm.set_limits(DATA_LIMITS)
-            admission.data_handler.serve(comm)
+            introduction = request.introduction
+            theirs = introduction.codecs if isinstance(introduction, DataIntroduction) else []
+            admission.data_handler.serve(comm, theirs, self._config.compression)
             return
         if admission.handler is None or admission.incoming is None:
             raise ConfigError("admit() took a control link and named no handler or incoming union for it")
@@ -272,6 +275,7 @@ class Acceptor:
             instance=self._instance_id,
             warnings=warnings,
             versions=own_versions(),
+            codecs=own_codecs() if isinstance(request.introduction, DataIntroduction) else [],
         )
 
     def _channel_ended(self, channel: Channel, error: Exception | None) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 
@@ -21,15 +22,18 @@ from zmqtasks.errors import (
     CommBrokenError,
     CommClosedError,
     CommError,
+    ConfigError,
     ProtocolError,
     RemoteProtocolError,
     ZmqTasksError,
 )
 from zmqtasks.ids import InstanceId, Key, SessionId
 from zmqtasks.nodes.data_messages import cut, payloads_untrusted
-from zmqtasks.nodes.links import dial, own_versions
+from zmqtasks.nodes.data_packing import Batch, Inbox, Packer
+from zmqtasks.nodes.links import Dialed, dial, own_versions
 from zmqtasks.protocol.codec import Codec
-from zmqtasks.protocol.frames import DATA_LIMITS, Frames
+from zmqtasks.protocol.compression import Counters, LinkRate, own_codecs
+from zmqtasks.protocol.frames import DATA_LIMITS, Frames, total_size
 from zmqtasks.protocol.handshake import LinkRequest
 from zmqtasks.protocol.ops import (
     DataIntroduction,
@@ -69,6 +73,10 @@ class LinkFacts(msgspec.Struct, frozen=True):
     peer_address: str
     same_host: bool
     encrypted: bool
+    compression: dict[str, int] = {}
+    """Frames and bytes so far, by the names of `compression.Counters`."""
+    bytes_per_s: float = 0.0
+    """What the link takes, as far as it is known; 0: nobody needs to know, nothing is ever compressed on it."""
 
 
 class DataPool:
@@ -81,7 +89,11 @@ class DataPool:
     def __init__(self, *, security: Security, config: Config, instance_id: InstanceId, name: str) -> None:
         self._security = security
         self._config = config
-        self._request = LinkRequest(DataIntroduction(name), instance_id, SessionId(b""), versions=own_versions())
+        self._request = LinkRequest(
+            DataIntroduction(name, own_codecs()), instance_id, SessionId(b""), versions=own_versions()
+        )
+        self.compression = Counters()
+        """Of all its links so far."""
         self._links: OrderedDict[str, _AskingLink] = OrderedDict()
         self._dials: dict[str, asyncio.Task[_AskingLink]] = {}
         self._closings: set[asyncio.Task[None]] = set()
@@ -178,13 +190,21 @@ class DataPool:
             dialed = await dial(
                 address, self._request, security=self._security, config=self._config, limits=DATA_LIMITS
             )
-            link = _AskingLink(address, dialed.comm, self._link_ended)
+            packer = self._packer(dialed)
+            link = _AskingLink(address, dialed.comm, packer, self._link_ended)
             self._links[address] = link
             link.start(dialed.arrived.ended)
             self._close_surplus()
             return link
         finally:
             del self._dials[address]
+
+    def _packer(self, dialed: Dialed) -> Packer:
+        try:
+            return Packer(dialed.comm, self._config.compression, dialed.welcome.codecs, self.compression)
+        except ConfigError:
+            dialed.comm.abort("given up")
+            raise
 
     def _link_ended(self, link: _AskingLink) -> None:
         if self._links.get(link.address) is link:
@@ -210,20 +230,26 @@ class DataPool:
 class _Waiting:
     """A request under way."""
 
-    __slots__ = ("fetched", "future", "outstanding")
+    __slots__ = ("began", "bytes", "fetched", "future", "outstanding")
 
     def __init__(self, keys: Iterable[Key]) -> None:
         self.future: asyncio.Future[Fetched] = asyncio.get_running_loop().create_future()
         self.outstanding = set(keys)
         self.fetched = Fetched({}, [], {})
+        self.began = time.monotonic()
+        self.bytes = 0
+        """Of payloads, that have passed for it."""
 
 
 class _AskingLink:
     """The asking side of a data link."""
 
-    def __init__(self, address: str, comm: Comm, on_ended: Callable[[_AskingLink], None]) -> None:
+    def __init__(self, address: str, comm: Comm, packer: Packer, on_ended: Callable[[_AskingLink], None]) -> None:
         self.address = address
         self._comm = comm
+        self._packer = packer
+        self._inbox = Inbox(comm, self._handle, self._give_up, packer.decompressed)
+        self._incoming = LinkRate()
         self._on_ended = on_ended
         self._codec = Codec(DataReply)
         self._requests = 0
@@ -241,7 +267,16 @@ class _AskingLink:
     def facts(self) -> LinkFacts:
         comm = self._comm
         scheme, _ = split_scheme(comm.peer_address)
-        return LinkFacts(scheme, comm.local_address, comm.peer_address, comm.same_host, comm.encrypted)
+        rate = self._packer.rate.bytes_per_s if self._packer.codec else 0.0
+        return LinkFacts(
+            scheme,
+            comm.local_address,
+            comm.peer_address,
+            comm.same_host,
+            comm.encrypted,
+            self._packer.counters.as_dict(),
+            rate,
+        )
 
     def start(self, ended: Exception | None) -> None:
         self._comm.set_handler(self)
@@ -253,7 +288,7 @@ class _AskingLink:
     async def get(self, keys: list[Key]) -> Fetched:
         number = self._next_request()
         waiting = _Waiting(keys)
-        frame = self._codec.encode(0, 0, (GetData(number, keys),))
+        frame = self._codec.encode(0, 0, (GetData(number, keys, int(self._incoming.proven)),))
         return await self._answer(number, waiting, [frame])
 
     async def put(self, items: list[tuple[Key, Payload]]) -> None:
@@ -261,11 +296,14 @@ class _AskingLink:
         try:
             for part in cut((key, payload) for key, payload in items):
                 number = self._next_request()
-                op = PutData(number, part.keys, part.headers, part.frame_counts)
+                op, frames = await self._packer.pack(
+                    PutData(number, part.keys, part.headers, part.frame_counts), part.frames
+                )
                 waiting = _Waiting(part.keys)
-                self._send(number, waiting, [self._codec.encode(0, 0, (op,)), *part.frames])
+                waiting.bytes = total_size(frames)
+                self._send(number, waiting, [self._codec.encode(0, 0, (op,)), *frames])
                 answers.append(waiting.future)
-                await self._comm.drain()
+                await self._packer.drain()
             for answer in answers:
                 await answer
         finally:
@@ -285,23 +323,32 @@ class _AskingLink:
         try:
             _, _, ops = self._codec.decode_untrusted(frames[0])
             for op in ops:
-                match op:
-                    case DataSent():
-                        self._on_data_sent(op, frames)
-                    case DataPut():
-                        self._on_data_put(op)
-                    case _:
-                        reason = "".join(char if char.isprintable() else " " for char in op.reason)
-                        self._fail(CommClosedError(f"{self.address} closed the data link: {reason}", by="peer"))
-                        self._comm.abort("given up")
-                        return
+                if isinstance(op, DataSent) and (waiting := self._waiting.get(op.request)):
+                    waiting.bytes += total_size(frames)
+            self._inbox.received_untrusted(ops, frames)
         except ProtocolError as exc:
-            _log.warning("the data link to %s ends: %s", self.address, exc)
-            self._comm.abort("given up")
-            self._fail(CommBrokenError(f"the data link to {self.address} ended: {exc}"))
+            self._give_up(exc)
 
     def comm_ended(self, error: Exception) -> None:
-        self._fail(error)
+        self._inbox.at_end(lambda: self._fail(error))
+
+    def _handle(self, ops: Batch, frames: list[memoryview]) -> None:
+        for op in ops:
+            match op:
+                case DataSent():
+                    self._on_data_sent(op, frames)
+                case DataPut():
+                    self._on_data_put(op)
+                case _:
+                    reason = "".join(char if char.isprintable() else " " for char in op.reason)
+                    self._fail(CommClosedError(f"{self.address} closed the data link: {reason}", by="peer"))
+                    self._comm.abort("given up")
+                    return
+
+    def _give_up(self, error: ProtocolError) -> None:
+        _log.warning("the data link to %s ends: %s", self.address, error)
+        self._comm.abort("given up")
+        self._fail(CommBrokenError(f"the data link to {self.address} ended: {error}"))
 
     def _next_request(self) -> int:
         self._requests += 1
@@ -312,7 +359,7 @@ class _AskingLink:
         return await waiting.future
 
     def _send(self, number: int, waiting: _Waiting, frames: Frames) -> None:
-        self._comm.send(frames)
+        self._packer.send(frames)
         self._waiting[number] = waiting
         waiting.future.add_done_callback(lambda _: self._waiting.pop(number, None))
 
@@ -334,6 +381,7 @@ class _AskingLink:
         fetched.missing += op.missing
         fetched.failed.update(zip(op.failed, op.reasons, strict=True))
         if not outstanding and not waiting.future.done():
+            self._incoming.at_least(waiting.bytes, time.monotonic() - waiting.began)
             waiting.future.set_result(fetched)
 
     def _on_data_put(self, op: DataPut) -> None:
@@ -344,6 +392,7 @@ class _AskingLink:
             if op.error:
                 waiting.future.set_exception(CommError(f"{self.address} could not take data: {op.error}"))
             else:
+                self._packer.rate.at_least(waiting.bytes, time.monotonic() - waiting.began)
                 waiting.future.set_result(waiting.fetched)
 
     def _check_past(self, number: int) -> None:
@@ -352,6 +401,7 @@ class _AskingLink:
             raise RemoteProtocolError(f"{self.address} answered request {number}, which was never made")
 
     def _fail(self, error: Exception) -> None:
+        self._inbox.stop()
         self._on_ended(self)
         for waiting in list(self._waiting.values()):
             if not waiting.future.done():

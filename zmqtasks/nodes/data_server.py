@@ -6,14 +6,16 @@ import asyncio
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 from zmqtasks.errors import CommError, ProtocolError
 from zmqtasks.ids import Key
 from zmqtasks.nodes.data_messages import CUT_FRAMES, cut, payloads_untrusted
+from zmqtasks.nodes.data_packing import Batch, Inbox, Packer
 from zmqtasks.protocol.codec import Codec
-from zmqtasks.protocol.frames import MIB, Frames
+from zmqtasks.protocol.compression import Counters
+from zmqtasks.protocol.frames import MIB, Buffer
 from zmqtasks.protocol.ops import DataPut, DataRequest, DataSent, GetData, Goodbye, PutData
 from zmqtasks.protocol.payload import Payload
 from zmqtasks.transports.base import Comm
@@ -28,6 +30,7 @@ REQUESTS_PER_LINK = 1_000
 Read: TypeAlias = Callable[[list[Key]], Iterable[tuple[Key, Payload | str | None]]]
 """Gives the value of each key, None when it is not held, or a text when it cannot be given; may be a generator."""
 Write: TypeAlias = Callable[[list[tuple[Key, Payload]]], None]
+_Message: TypeAlias = tuple[DataSent, Sequence[Buffer]]
 
 
 class DataServer:
@@ -41,10 +44,16 @@ class DataServer:
         self._read = read
         self._write = write
         self._links: set[_AnsweringLink] = set()
+        self.compression = Counters()
+        """Of all its links so far."""
 
-    def serve(self, comm: Comm) -> None:
-        """Answers requests on a comm whose handshake is done, until it ends."""
-        link = _AnsweringLink(comm, self._read, self._write, self._links.discard)
+    def serve(self, comm: Comm, theirs: Sequence[str] = (), compression: str = "auto") -> None:
+        """Answers requests on a comm whose handshake is done, until it ends.
+
+        `theirs` are the codecs that the peer can read, `compression` is the mode of the configuration.
+        """
+        packer = Packer(comm, compression, theirs, self.compression)
+        link = _AnsweringLink(comm, self._read, self._write, packer, self._links.discard)
         self._links.add(link)
         comm.set_handler(link)
 
@@ -58,19 +67,29 @@ class DataServer:
 class _AnsweringLink:
     """The answering side of a data link."""
 
-    def __init__(self, comm: Comm, read: Read, write: Write, on_ended: Callable[[_AnsweringLink], None]) -> None:
+    def __init__(
+        self, comm: Comm, read: Read, write: Write, packer: Packer, on_ended: Callable[[_AnsweringLink], None]
+    ) -> None:
         self._comm = comm
+        self._packer = packer
+        self._inbox = Inbox(comm, self._handle, self._give_up, packer.decompressed)
         self._read = read
         self._write = write
         self._on_ended = on_ended
         self._codec = Codec(DataRequest)
-        self._answers: deque[Iterator[Frames]] = deque()
+        self._answers: deque[Iterator[_Message]] = deque()
         self._task: asyncio.Task[None] | None = None
         self._paused = False
 
     def message_received(self, frames: list[memoryview]) -> None:
         try:
             _, _, ops = self._codec.decode_untrusted(frames[0])
+            self._inbox.received_untrusted(ops, frames)
+        except ProtocolError as exc:
+            self._give_up(exc)
+
+    def _handle(self, ops: Batch, frames: list[memoryview]) -> None:
+        try:
             for op in ops:
                 match op:
                     case GetData():
@@ -79,13 +98,15 @@ class _AnsweringLink:
                         self._on_put_data(op, frames)
                     case _:
                         pass  # the peer closes next
-        except ProtocolError as exc:
-            _log.warning("the data link with %s ends: %s", self._comm.peer_address, exc)
-            self._leave(str(exc))
         except CommError:
             pass  # comm_ended comes next
 
+    def _give_up(self, error: ProtocolError) -> None:
+        _log.warning("the data link with %s ends: %s", self._comm.peer_address, error)
+        self._leave(str(error))
+
     def comm_ended(self, error: Exception) -> None:
+        self._inbox.stop()
         self._answers.clear()
         if self._task is not None:
             self._task.cancel()
@@ -94,19 +115,22 @@ class _AnsweringLink:
     async def close(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        self._inbox.stop()
         self._answers.clear()
         await self._comm.close()
 
     def _on_get_data(self, op: GetData) -> None:
-        answer = _answer(self._codec, op, self._read)
+        self._packer.rate.told = max(0, op.seen_rate)
+        answer = _answer(op, self._read)
         if self._task is None and self._comm.queued_bytes < QUEUE_BYTES:
             # The common case, a small answer on a free link, needs no task.
-            for message in itertools.islice(answer, 1):
-                self._comm.send(message)
-            following = next(answer, None)
-            if following is None:
+            message = next(answer, None)
+            if message is not None and not self._packer.concerns(message[1]):
+                self._send(*message)
+                message = next(answer, None)
+            if message is None:
                 return
-            answer = itertools.chain((following,), answer)
+            answer = itertools.chain((message,), answer)
         self._answers.append(answer)
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._send_answers())
@@ -128,11 +152,11 @@ class _AnsweringLink:
         """Sends the messages of all answers in turns, as fast as the peer takes them."""
         try:
             while self._answers:
-                await self._comm.drain()
+                await self._packer.drain()
                 answer = self._answers.popleft()
                 message = next(answer, None)
                 if message is not None:
-                    self._comm.send(message)
+                    self._send(*await self._packer.pack(*message))
                     self._answers.append(answer)
                 elif self._paused and len(self._answers) < REQUESTS_PER_LINK // 2:
                     self._paused = False
@@ -143,6 +167,9 @@ class _AnsweringLink:
         finally:
             self._task = None
 
+    def _send(self, op: DataSent, frames: Sequence[Buffer]) -> None:
+        self._packer.send([self._codec.encode(0, 0, (op,)), *frames])
+
     def _leave(self, reason: str) -> None:
         try:
             self._comm.send([self._codec.encode(0, 0, (Goodbye(reason[:1000]),))])
@@ -151,7 +178,7 @@ class _AnsweringLink:
         self._closing = asyncio.get_running_loop().create_task(self._comm.close())
 
 
-def _answer(codec: Codec, op: GetData, read: Read) -> Iterator[Frames]:
+def _answer(op: GetData, read: Read) -> Iterator[_Message]:
     """The messages that answer one request; whatever `read` does, each key is answered for."""
     unanswered = dict.fromkeys(op.keys)
     missing: list[Key] = []
@@ -175,9 +202,7 @@ def _answer(codec: Codec, op: GetData, read: Read) -> Iterator[Frames]:
             unanswered.clear()
 
     for part in cut(values()):
-        sent = DataSent(op.request, part.keys, part.headers, part.frame_counts)
-        yield [codec.encode(0, 0, (sent,)), *part.frames]
+        yield DataSent(op.request, part.keys, part.headers, part.frame_counts), part.frames
     missing.extend(unanswered)
     if missing or failed:
-        rest = DataSent(op.request, [], [], [], missing, list(failed), list(failed.values()))
-        yield [codec.encode(0, 0, (rest,))]
+        yield DataSent(op.request, [], [], [], missing, list(failed), list(failed.values())), []

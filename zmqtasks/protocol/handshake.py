@@ -148,6 +148,8 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
     warnings: list[str] = []
     """One line each, for people: packages whose versions differ, say."""
     versions: dict[str, str] = {}
+    codecs: list[str] = []
+    """Of compression, that the acceptor can read on data links."""
 
 
 _head = struct.Struct(">8sHB")

@@ -123,6 +123,8 @@ class DataIntroduction(Op, tag=4):
     """A node connects to a worker to fetch or put data."""
 
     name: str
+    codecs: list[str] = []
+    """Of compression, that it can read; what the acceptor can read is in its welcome."""
 
 
 Introduction: TypeAlias = ClientIntroduction | WorkerIntroduction | NannyIntroduction | DataIntroduction
@@ -526,6 +528,8 @@ class WorkerMetrics(Op, tag=89):
     cpu_percent: float
     queued: int
     executing: int
+    compression: dict[str, int] = {}
+    """Frames and bytes of its data links so far, by the names of `compression.Counters`; empty: none was large enough."""
 
 
 class CallFinished(Op, tag=90):
@@ -595,6 +599,8 @@ class GetData(Op, tag=120):
 
     request: int
     keys: list[Key]
+    seen_rate: int = 0
+    """Bytes/s that answers on this link have come with: it is at least that fast."""
 
 
 class DataSent(Op, tag=121):
@@ -609,6 +615,10 @@ class DataSent(Op, tag=121):
     failed: list[Key] = []
     """Keys whose values could not be serialized, with the reasons in `reasons`."""
     reasons: list[str] = []
+    codecs: list[str] = []
+    """Of each frame, empty for one that is as it was; an empty column: all are."""
+    raw_sizes: list[int] = []
+    """Bytes of each frame before compression, with `codecs`; 0 where it is as it was."""
 
 
 class PutData(Op, tag=122):
@@ -618,6 +628,10 @@ class PutData(Op, tag=122):
     keys: list[Key]
     headers: list[bytes]
     frame_counts: list[int]
+    codecs: list[str] = []
+    """Of each frame, empty for one that is as it was; an empty column: all are."""
+    raw_sizes: list[int] = []
+    """Bytes of each frame before compression, with `codecs`; 0 where it is as it was."""
 
 
 class DataPut(Op, tag=123):

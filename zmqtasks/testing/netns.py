@@ -31,6 +31,8 @@ class Cable:
         self.name = name
         self.here = f"{subnet}.1"
         self.there = f"{subnet}.2"
+        self.device = f"zt{os.getpid()}"
+        """Its ends are called this and `a` here, this and `b` there."""
 
     @property
     def prefix(self) -> tuple[str, ...]:
@@ -54,7 +56,7 @@ def cable() -> Iterator[Cable]:
     """A cable to a new namespace; all is removed in the end."""
     number = os.getpid()
     made = Cable(f"ztasks-{number}", f"10.{200 + number % 50}.{number // 50 % 250}")
-    device = f"zt{number}"
+    device = made.device
     commands = [
         f"ip netns add {made.name}",
         f"ip link add {device}a type veth peer name {device}b netns {made.name}",

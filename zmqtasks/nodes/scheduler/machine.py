@@ -294,6 +294,7 @@ class SchedulerMachine:
     def _on_worker_metrics(self, worker: WorkerState, op: ops.WorkerMetrics) -> None:
         worker.memory_bytes = op.memory_bytes
         worker.cpu_percent = op.cpu_percent
+        worker.compression = op.compression
 
     def _on_log_messages(self, op: ops.LogMessages) -> None:
         for client in self.state.clients.values():

@@ -78,6 +78,7 @@ class Queries:
                 "processing": len(worker.processing),
                 "stored_keys": worker.stored_keys,
                 "stored_bytes": worker.stored_bytes,
+                "compression": worker.compression,
             },
         }
 

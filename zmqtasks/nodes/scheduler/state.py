@@ -250,6 +250,7 @@ class WorkerState:
         self.last_progress = 0.0
         self.memory_bytes = 0
         self.cpu_percent = 0.0
+        self.compression: dict[str, int] = {}
         self.leaving = False
 
     @property

@@ -54,6 +54,7 @@ from zmqtasks.nodes.worker.metrics import CpuMeter, LongRuns, resident_bytes
 from zmqtasks.nodes.worker.outcomes import Blocked, Erred, NotStarted, Outcome, Resumed, Seceded
 from zmqtasks.nodes.worker.output import LineBudget
 from zmqtasks.nodes.worker.store import Store
+from zmqtasks.protocol.compression import Counters
 from zmqtasks.protocol.ops import (
     CallFinished,
     DataIntroduction,
@@ -440,12 +441,20 @@ class WorkerNode:
                     cpu_percent=self._cpu.percent(),
                     queued=self.executor.queued,
                     executing=len(executing),
+                    compression=self._compression(),
                 )
             ]
         )
         self._send_lines()
         POOL.trim()
         self._later("metrics", self.config.metrics_interval_s, self._tick)
+
+    def _compression(self) -> dict[str, int]:
+        counted = Counters()
+        counted.add(self._pool.compression)
+        counted.add(self._data.compression)
+        numbers = counted.as_dict()
+        return numbers if any(numbers.values()) else {}
 
     def log_soon(self, record: LogRecord) -> None:
         """Sends a line to the clients, within bounds; for any thread."""

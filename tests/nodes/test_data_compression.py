@@ -1,0 +1,199 @@
+"""Compression on data links over real sockets: when, when not, both ways, and peers that lie about it."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+
+import numpy as np
+import pytest
+
+from tests.links import CONFIG, SECURITY, listening, run, until
+from tests.nodes.test_data import Store, blob, pool_of
+from zmqtasks.ids import new_instance_id
+from zmqtasks.nodes import data_packing, links
+from zmqtasks.nodes.channel import DataServer
+from zmqtasks.protocol import ops
+from zmqtasks.protocol.codec import Codec
+from zmqtasks.protocol.compression import BLOCK_BYTES
+from zmqtasks.protocol.frames import DATA_LIMITS, MIB
+from zmqtasks.protocol.handshake import LinkRequest
+from zmqtasks.protocol.payload import Payload
+from zmqtasks.protocol.serialize import deserialize, serialize
+
+BETWEEN_PROCESSES = ["tcp", "zmq"]
+every_link = pytest.mark.parametrize("scheme", BETWEEN_PROCESSES)
+
+
+@every_link
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_forced_compression_goes_both_ways(scheme: str, codec: str) -> None:
+    async def main() -> None:
+        store = Store()
+        server = store.server()
+        config = dataclasses.replace(CONFIG, compression=codec)
+        async with listening(scheme, config=config, data_server=server) as (_, address):
+            pool = pool_of(compression=codec)
+            array = np.arange(5 * MIB // 8)
+            noise = os.urandom(2 * MIB)
+            await pool.put(address, [("x", serialize(array)), ("n", Payload(b"h", [memoryview(noise)])), (1, blob(10))])
+            stored = store.values["x"]
+            assert isinstance(stored, Payload)
+            np.testing.assert_array_equal(deserialize(stored), array)
+            fetched = await pool.get(address, ["x", "n", 1, "gone"])
+            received = deserialize(fetched.values["x"])
+            np.testing.assert_array_equal(received, array)
+            received[0] = 1  # memory of its own
+            assert received.ctypes.data % 64 == 0
+            assert bytes(fetched.values["n"].frames[0]) == noise
+            assert fetched.missing == ["gone"]
+            counted = pool.about(address).compression
+            assert counted == pool.compression.as_dict()
+            for side in (pool.compression, server.compression):
+                assert (side.compressed, side.declined_by_sample, side.declined_by_rate) == (1, 1, 0)
+                assert side.decompressed == 1
+                assert side.bytes_in == array.nbytes
+                assert 0 < side.bytes_out < 0.8 * array.nbytes
+            await pool.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize("scheme", ["tcp", "zmq", "inproc"])
+@pytest.mark.parametrize("mode", ["auto", "off", "lz4"])
+def test_links_within_a_host_are_left_alone(scheme: str, mode: str) -> None:
+    if mode == "lz4" and scheme != "inproc":
+        pytest.skip("forced")
+
+    async def main() -> None:
+        store = Store()
+        server = store.server()
+        config = dataclasses.replace(CONFIG, compression=mode)
+        async with listening(scheme, config=config, data_server=server) as (_, address):
+            pool = pool_of(compression=mode)
+            await pool.put(address, [(1, blob(4 * MIB))])
+            await pool.get(address, [1])
+            assert not any(pool.compression.as_dict().values())
+            assert not any(server.compression.as_dict().values())
+            await pool.close()
+
+    run(main())
+
+
+def test_a_peer_that_cannot_read_a_codec_is_not_sent_it() -> None:
+    async def main() -> None:
+        store = Store()
+        store.values["x"] = blob(4 * MIB)
+        config = dataclasses.replace(CONFIG, compression="zstd")
+        async with listening("tcp", config=config, data_server=store.server()) as (_, address):
+            for codecs, columns in ([], ([], [])), (["lz4"], ([], [])), (["zstd"], (["zstd"], [4 * MIB])):
+                asking = await Raw.dial(address, codecs)
+                asking.comm.send([Codec(ops.DataRequest).encode(0, 0, [ops.GetData(1, ["x"])])])
+                await until(lambda asking=asking: asking.messages)
+                (sent,) = Codec(ops.DataReply).decode_untrusted(asking.messages[0][0])[2]
+                assert (sent.codecs, sent.raw_sizes) == columns
+                await asking.comm.close()
+
+    run(main())
+
+
+def test_messages_keep_their_order_behind_one_that_is_unpacked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small values that follow a large compressed one are handled after it, though the link is paused meanwhile."""
+    monkeypatch.setattr(data_packing, "AHEAD_BYTES", 1)
+
+    async def main() -> None:
+        order: list[object] = []
+        store = Store()
+        server = data_server_of(store, order)
+        async with listening("tcp", data_server=server) as (_, address):
+            pool = pool_of(compression="lz4")
+            large = asyncio.ensure_future(pool.put(address, [("large", blob(64 * MIB))]))
+            await until(lambda: pool.compression.compressed)
+            await asyncio.gather(large, *(pool.put(address, [(number, blob(10))]) for number in range(50)))
+            assert order == ["large", *range(50)]
+            await pool.close()
+
+    run(main())
+
+
+def data_server_of(store: Store, order: list[object]) -> DataServer:
+    def write(items: list[tuple[object, Payload]]) -> None:
+        order.extend(key for key, _ in items)
+
+    return DataServer(store.read, write)
+
+
+class Raw:
+    """The asking side of a data link, by hand."""
+
+    def __init__(self) -> None:
+        self.messages: list[list[memoryview]] = []
+        self.ended: Exception | None = None
+
+    @classmethod
+    async def dial(cls, address: str, codecs: list[str]) -> Raw:
+        raw = cls()
+        request = LinkRequest(ops.DataIntroduction("raw", codecs), new_instance_id(), b"")
+        dialed = await links.dial(address, request, security=SECURITY, config=CONFIG, limits=DATA_LIMITS)
+        raw.comm = dialed.comm
+        raw.comm.set_handler(raw)
+        raw.comm.resume_receiving()
+        return raw
+
+    def message_received(self, frames: list[memoryview]) -> None:
+        self.messages.append(frames)
+
+    def comm_ended(self, error: Exception) -> None:
+        self.ended = error
+
+
+BLOCKS = b"\x05\0\0\0hello"
+LIES = [
+    ("an unknown codec", ["gzip"], [5], [BLOCKS], "compressed by 'gzip'"),
+    ("a column too short", [], [5], [BLOCKS], "1 frames with 0 codecs and 1 sizes"),
+    ("a column too long", ["lz4", ""], [5, 0], [BLOCKS], "1 frames with 2 codecs"),
+    ("no size", ["lz4"], [0], [BLOCKS], "compressed frame of 0 bytes"),
+    ("a size of a plain frame", [""], [7], [BLOCKS], "size of 7 bytes for a frame that is not compressed"),
+    ("a size beyond memory", ["lz4"], [1 << 60], [BLOCKS], "1 blocks for a frame of"),
+    ("a truncated block", ["lz4"], [5], [BLOCKS[:-1]], "8 bytes in 1 blocks"),
+    ("a small block of nonsense", ["lz4"], [5], [BLOCKS], "a block"),
+    ("a large block of nonsense", ["zstd"], [BLOCK_BYTES], [BLOCKS], "block that zstd cannot read"),
+]
+
+
+@pytest.mark.parametrize(("codecs", "sizes", "frames", "says"), [lie[1:] for lie in LIES], ids=[lie[0] for lie in LIES])
+def test_lies_about_compression_end_the_link(
+    codecs: list[str], sizes: list[int], frames: list[bytes], says: str
+) -> None:
+    async def main() -> None:
+        store = Store()
+        async with listening("tcp", data_server=store.server()) as (_, address):
+            asking = await Raw.dial(address, [])
+            op = ops.PutData(1, ["x"], [b"h"], [1], codecs, sizes)
+            asking.comm.send([Codec(ops.DataRequest).encode(0, 0, [op]), *frames])
+            await until(lambda: asking.ended)
+            (goodbye,) = Codec(ops.DataReply).decode_untrusted(asking.messages[-1][0])[2]
+            assert says in goodbye.reason
+            await asking.comm.close()
+            assert store.values == {}
+
+    run(main())
+
+
+def test_a_link_that_ends_while_an_answer_is_unpacked_gives_the_answer() -> None:
+    async def main() -> None:
+        store = Store()
+        store.values["x"] = blob(64 * MIB)
+        config = dataclasses.replace(CONFIG, compression="lz4")
+        server = store.server()
+        async with listening("tcp", config=config, data_server=server) as (_, address):
+            pool = pool_of()
+            asked = asyncio.ensure_future(pool.get(address, ["x"]))
+            await until(lambda: server.compression.compressed)
+            await server.close()
+            fetched = await asked
+            assert fetched.values["x"].frames[0].nbytes == 64 * MIB
+            await pool.close()
+
+    run(main())

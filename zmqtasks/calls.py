@@ -98,11 +98,30 @@ class CallEncoder:
             return KeyRef(inputs.setdefault(future._state.key, len(inputs)))
 
         call = substitute((args, kwargs), Future, register)
-        if not self._lifted and not any(map(self._is_bulky, args)) and not any(map(self._is_bulky, kwargs.values())):
+        if not self._lifted and not any(map(self.is_bulky, args)) and not any(map(self.is_bulky, kwargs.values())):
             data = self._dump(call)
             if len(data) <= self._limit_bytes:
                 return data, list(inputs)
         return self._dump(self._lift_from(call, inputs)), list(inputs)
+
+    def encode_placed(self, call: object) -> bytes:
+        """The bytes of a call in which `KeyRef`s stand already, whatever their length."""
+        return self._dump(call)
+
+    def lift_bulky(self, obj: object) -> Key | None:
+        """The key under which `obj` goes to workers as data; None when it is small enough to stay where it is."""
+        known = self._lifted.get(id(obj))
+        if known is not None:
+            return known[1]
+        if type(obj) in SCALARS and not self.is_bulky(obj):
+            return None
+        payload = self._serialize(obj)
+        return None if payload.nbytes <= self._limit_bytes else self.lift(obj, payload)
+
+    @property
+    def limit_bytes(self) -> int:
+        """What is longer is bulky."""
+        return self._limit_bytes
 
     def _dump(self, call: object) -> bytes:
         # As `collect_references`, without the cost of a generator.
@@ -115,7 +134,8 @@ class CallEncoder:
             per_thread.notes = outer
             self.references.update(dict.fromkeys(notes))
 
-    def _is_bulky(self, obj: object) -> bool:
+    def is_bulky(self, obj: object) -> bool:
+        """Whether `obj` says of itself that it is longer than the limit."""
         try:
             size = len(obj) if isinstance(obj, _SIZED) else getattr(obj, "nbytes", 0)
         except Exception:  # a property of a user's class
@@ -125,7 +145,7 @@ class CallEncoder:
     def _lift_from(self, obj: Any, inputs: dict[Key, int], depth: int = 0) -> Any:
         """`obj` with references in the place of what is bulky: whole containers, or items where a container holds inputs."""
         kind = type(obj)
-        if kind is KeyRef or (kind in SCALARS and not self._is_bulky(obj)):
+        if kind is KeyRef or (kind in SCALARS and not self.is_bulky(obj)):
             return obj
         known = self._lifted.get(id(obj))
         if known is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -158,10 +159,10 @@ class Client(Connection):
             return []
         return self._submitter.map(func, columns, kwargs, options, keys, name, pure, batch_size)
 
-    def get(
-        self, dsk: Mapping[Any, Any], keys: Any, *, sync: bool = True, asynchronous: bool | None = None, **_: Any
-    ) -> Any:
+    def get(self, dsk: Any, keys: Any, *, sync: bool = True, asynchronous: bool | None = None, **options: Any) -> Any:
         """Computes a graph: a dict of keys to tasks `(callable, argument, ...)`, keys, lists of these, or plain values.
+
+        When dask is imported, also dask's own tasks, graphs and expressions, by dask's rules; `options` as in `compute`.
 
         Gives the results of `keys` (a key, or nested lists of keys); with `sync=False` the futures.
 
@@ -169,8 +170,42 @@ class Client(Connection):
         [1025, 1024]
         """
         self._check_started()
-        futures = graphs.submit_graph(self._submitter, dsk, keys)
+        if "dask.base" in sys.modules:
+            from zmqtasks.integrations import dask
+
+            futures = dask.get(self, dsk, keys, **options)
+        else:
+            futures = graphs.submit_graph(self._submitter, dsk, keys)
         return self.gather(futures) if sync else futures
+
+    def compute(
+        self, collections: Any, sync: bool = False, optimize_graph: bool = True, traverse: bool = True, **options: Any
+    ) -> Any:
+        """A future of the result of a dask collection; a list for several. With `sync`, the results.
+
+        `options` are `workers`, `allow_other_workers`, `resources`, `retries`, `priority`, for all tasks. What is no collection
+        is given back.
+
+        >>> client.compute(dask.delayed(pow)(2, 10)).result()  # doctest: +SKIP
+        1024
+        """
+        self._check_started()
+        from zmqtasks.integrations import dask
+
+        futures = dask.compute(self, collections, optimize_graph, traverse, **options)
+        return self.gather(futures) if sync else futures
+
+    def persist(self, collections: Any, optimize_graph: bool = True, traverse: bool = True, **options: Any) -> Any:
+        """Dask collections like the given ones, whose parts are computed on the cluster and stay there while they are used.
+
+        Returns at once. `options` as in `compute`.
+
+        >>> x = client.persist(x)  # doctest: +SKIP
+        """
+        self._check_started()
+        from zmqtasks.integrations import dask
+
+        return dask.persist(self, collections, optimize_graph, traverse, **options)
 
     # Results
 

@@ -85,7 +85,7 @@ class FunctionCache:
 
     def _remember(self, function: Any, prepared: PreparedFunction) -> None:
         captured = None
-        if not _by_name(function):
+        if not by_name(function):
             captured = _captured(function)
             if captured is None:
                 return
@@ -99,7 +99,7 @@ class FunctionCache:
             pass
 
 
-def _by_name(function: Any) -> bool:
+def by_name(function: Any) -> bool:
     """Whether pickle writes `function` as a module's name and its own."""
     if not isinstance(function, (types.FunctionType, types.BuiltinFunctionType, type)):
         return False
@@ -142,7 +142,7 @@ def _capture(function: Any, found: list[object], seen: set[int], depth: int) -> 
     values += [scope[name] for name in code.co_names if name in scope]
     for value in values:
         found.append(value)
-        if type(value) in _FIXED or id(value) in seen or _by_name(value):
+        if type(value) in _FIXED or id(value) in seen or by_name(value):
             continue
         if not _capture(value, found, seen, depth + 1):
             return False

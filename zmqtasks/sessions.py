@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 import os
 import sys
 import threading
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from zmqtasks.client import Client
 
 _CONTEXT = "zmqtasks.nodes.worker.context"
+_DASK = "zmqtasks.integrations.dask"
 
 
 class _Receiving(threading.local):
@@ -38,6 +40,7 @@ def opened(client: Client, as_default: bool) -> None:
         _open[id(client)] = client
         if as_default:
             _defaults.append(client)
+    _tell_dask()
 
 
 def closed(client: Client) -> None:
@@ -46,6 +49,23 @@ def closed(client: Client) -> None:
         _open.pop(id(client), None)
         if client in _defaults:
             _defaults.remove(client)
+    _tell_dask()
+
+
+def _tell_dask() -> None:
+    """A program that has imported dask computes its collections on the default client, unasked."""
+    if "dask.base" in sys.modules and (_defaults or _DASK in sys.modules or in_worker_process()):
+        importlib.import_module(_DASK).refresh()
+
+
+def defaults() -> list[Client]:
+    """Open clients that were made to be the default, the last one first in line for it."""
+    return list(_defaults)
+
+
+def in_worker_process() -> bool:
+    """Whether tasks of a cluster run in this process with clients of their own."""
+    return bool(_task_clients)
 
 
 def default_client() -> Client:
@@ -129,6 +149,7 @@ def _client_of(worker: Any, timeout: float | str | None) -> Client:
                 shows_output=False,
             )
             _task_clients[address] = client
+            _tell_dask()
         return client
 
 

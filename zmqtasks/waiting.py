@@ -26,7 +26,7 @@ FIRST_EXCEPTION = "FIRST_EXCEPTION"
 
 
 def futures_of(obj: Any) -> list[Future[Any]]:
-    """The futures in nested lists, tuples, sets and dicts."""
+    """The futures in nested lists, tuples, sets and dicts, and in dask's collections that were persisted."""
     found: list[Future[Any]] = []
     stack = [obj]
     while stack:
@@ -37,6 +37,10 @@ def futures_of(obj: Any) -> list[Future[Any]]:
             stack.extend(reversed(list(item.values())))
         elif isinstance(item, (list, tuple, set, frozenset, Iterator)):
             stack.extend(reversed(list(item)))
+        elif hasattr(item, "__dask_graph__") and not isinstance(item, type):
+            from zmqtasks.integrations.dask import futures_in
+
+            found.extend(futures_in(item))
     return found
 
 

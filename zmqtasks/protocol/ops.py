@@ -175,6 +175,11 @@ class SubmitTasks(Op, tag=20):
     references: list[Key] = []
     """Keys of futures that travel inside the arguments as live futures: kept while any of these tasks is unfinished."""
     options: TaskOptions = TaskOptions()
+    order: list[int] = []
+    """When each is to run, counted from the first task of this op; may be negative, for tasks that are to run before earlier
+    ones. Empty: one after the other."""
+    reuse: bool = False
+    """A key that exists is what was meant, whatever its function and arguments. False: it must be the same task."""
 
 
 class DeclareData(Op, tag=21):

@@ -16,7 +16,7 @@ def merge_submissions(ops: list[Op]) -> list[Op]:
     run: list[SubmitTasks] = []
     count = 0
     for op in ops:
-        if isinstance(op, SubmitTasks) and not op.keys and not op.references:
+        if isinstance(op, SubmitTasks) and not op.keys and not op.references and not op.order:
             if run and _follows(run[-1], op) and count + op.count <= MAX_MERGED:
                 run.append(op)
                 count += op.count

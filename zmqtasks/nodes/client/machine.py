@@ -126,9 +126,17 @@ class ClientMachine:
             self._outbox.append(PutFunctions([op.function], [code]))
         if op.keys:
             self._add_states(states)
-        else:
+        elif states:
             self.states.update(zip(range(op.first_key, op.first_key + op.count), states, strict=True))
         self._outbox.append(op)
+
+    def submit_graph(self, op: SubmitTasks, code: bytes, states: Sequence[FutureState]) -> None:
+        """As `submit`, with records for some of the tasks only. `release` ends the wish for the others."""
+        if self.fault is None and not op.keys:
+            self.submit(op, code, ())
+            self.states.update((state.key, state) for state in states)
+        else:
+            self.submit(op, code, states)
 
     def declare(self, op: DeclareData, payloads: Sequence[Payload], states: Sequence[FutureState] = ()) -> None:
         """Data of this client, with records when users will hold futures of it."""

@@ -37,6 +37,8 @@ TASKS_PER_OP = 1 << 20
 PRIORITY_SHIFT = 42
 """A user's priority outweighs 2**42 submissions."""
 PRIORITY_LIMIT = 1 << 20
+ORDER_LIMIT = 1 << (PRIORITY_SHIFT - 2)
+"""How far from each other a client may put the tasks of one op: never past a priority."""
 
 
 class Lifecycle(Recovering):
@@ -56,6 +58,7 @@ class Lifecycle(Recovering):
             or (counts and (len(counts) != n or sum(counts) != len(op.deps) or min(counts) < 0))
             or (op.args and not lengths)
             or (op.deps and not counts)
+            or (op.order and (len(op.order) != n or max(map(abs, op.order)) > ORDER_LIMIT))
         ):
             raise RemoteProtocolError(f"SubmitTasks of {op.name!r}: columns do not fit {n} tasks")
         spec = self._spec(op)
@@ -66,8 +69,9 @@ class Lifecycle(Recovering):
         state.counters["submitted"] += n
         tasks = state.tasks
         args, offset = op.args, 0
+        order: Sequence[int] = op.order or range(n)
         if op.deps or op.references:
-            self._submit_with_inputs(client, op, keys, spec, priority)
+            self._submit_with_inputs(client, op, keys, spec, priority, order)
             return
         enqueue = self.placement.queue.push if spec.bucket is None else self.placement.enqueue
         one_args = b""
@@ -77,9 +81,9 @@ class Lifecycle(Recovering):
                 one_args = args[offset:end]
                 offset = end
             if key in tasks:
-                self._submit_again(client, tasks[key], spec, one_args, ())
+                self._submit_again(client, tasks[key], spec, one_args, (), op.reuse)
                 continue
-            ts = TaskState(key, spec, READY, priority + i, one_args, (), client)
+            ts = TaskState(key, spec, READY, priority + order[i], one_args, (), client)
             tasks[key] = ts
             enqueue(ts)
 
@@ -95,7 +99,13 @@ class Lifecycle(Recovering):
         return spec
 
     def _submit_with_inputs(
-        self, client: ClientState, op: SubmitTasks, keys: Sequence[Key], spec: TaskSpec, priority: int
+        self,
+        client: ClientState,
+        op: SubmitTasks,
+        keys: Sequence[Key],
+        spec: TaskSpec,
+        priority: int,
+        order: Sequence[int],
     ) -> None:
         tasks = self.state.tasks
         lengths, counts, flat = op.args_lengths, op.dep_counts, op.deps
@@ -119,9 +129,9 @@ class Lifecycle(Recovering):
                 )
                 continue
             if key in tasks:
-                self._submit_again(client, tasks[key], spec, one_args, deps)
+                self._submit_again(client, tasks[key], spec, one_args, deps, op.reuse)
                 continue
-            ts = TaskState(key, spec, WAITING, priority + i, one_args, deps, client)
+            ts = TaskState(key, spec, WAITING, priority + order[i], one_args, deps, client)
             tasks[key] = ts
             for dep in deps:
                 dep.dependents += 1
@@ -130,10 +140,16 @@ class Lifecycle(Recovering):
             self._plan(ts)
 
     def _submit_again(
-        self, client: ClientState, ts: TaskState, spec: TaskSpec, args: bytes, deps: tuple[TaskState, ...]
+        self,
+        client: ClientState,
+        ts: TaskState,
+        spec: TaskSpec,
+        args: bytes,
+        deps: tuple[TaskState, ...],
+        reuse: bool,
     ) -> None:
         old = ts.spec
-        same = old is not None and old.function is spec.function and ts.args == args and ts.deps == deps
+        same = reuse or (old is not None and old.function is spec.function and ts.args == args and ts.deps == deps)
         if not same:
             reason = f"key {ts.key!r} exists already with another function or other arguments; use another key"
             client.outbox.add(KeysCancelled([ts.key], reason, "KeyConflictError"))

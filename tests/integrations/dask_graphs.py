@@ -1,0 +1,50 @@
+"""What tests of dask graphs run, in a module that workers can import."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+
+def inc(x: int) -> int:
+    return x + 1
+
+
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+def fail_with(text: str) -> None:
+    raise ValueError(text)
+
+
+def pid(*_: object) -> int:
+    return os.getpid()
+
+
+def kill_once(marker: str, x: int) -> int:
+    """Kills the first process that runs it."""
+    path = Path(marker)
+    if not path.exists():
+        path.write_text("")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+def fail_until(marker: str, times: int) -> int:
+    """Raises so many times."""
+    path = Path(marker)
+    n = int(path.read_text()) if path.exists() else 0
+    path.write_text(str(n + 1))
+    if n < times:
+        raise RuntimeError(f"attempt {n}")
+    return n
+
+
+def note(folder: str, name: str, *_: object) -> str:
+    """Leaves a file with the time at which it ran."""
+    with open(Path(folder) / name, "a") as file:
+        file.write(f"{time.monotonic_ns()}\n")
+    return name

@@ -32,6 +32,7 @@ def test_new_and_show(tmp_path: Path) -> None:
     assert load_key(path).cluster_id.hex() in shown.stdout
     assert "mode 0600" in shown.stdout
     assert re.search(r"TLS certificate: +SHA-256 [0-9a-f]{64}\n", shown.stdout)
+    assert re.search(r"CURVE listener: +\S{40}\n", shown.stdout)
     assert secret not in shown.stdout + shown.stderr
     assert key("show", str(path)).stdout == shown.stdout
     assert key("show", "--secret", str(path)).stdout == f"{secret}\n"

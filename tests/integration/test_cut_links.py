@@ -14,7 +14,6 @@ import pytest
 from tests.shells import Shell, start_scheduler
 from zmqtasks import Client
 from zmqtasks.testing.netns import Cable, cable, can_make_namespaces
-from zmqtasks.transports import get_transport
 
 PROTOCOLS = ["tcp", "zmq"]
 needs_namespaces = pytest.mark.skipif(not can_make_namespaces(), reason="needs root, ip and nft")
@@ -32,8 +31,6 @@ class Hosts:
 def two_hosts(protocol: str) -> Iterator[Hosts]:
     """Scheduler, client and a worker here, a worker there."""
     with ExitStack() as stack:
-        if not get_transport(protocol).capabilities.encrypts:
-            stack.enter_context(pytest.MonkeyPatch.context()).setenv("ZMQTASKS_ENCRYPTION", "off")
         wire = stack.enter_context(cable())
         scheduler, address = start_scheduler("--host", wire.here, "--protocol", protocol)
         stack.enter_context(scheduler)

@@ -144,10 +144,10 @@ def test_a_man_in_the_middle_with_a_key_of_his_own(links: EncryptedLinks) -> Non
 def test_what_is_changed_on_the_way_breaks_the_link(links: EncryptedLinks) -> None:
     async def test() -> None:
         echo = Echo()
-        async with links.listening(echo, with_encryption(ENCRYPTED)) as listener:
+        async with links.listening(echo, with_encryption(ENCRYPTED, heartbeat_s=2.0)) as listener:
             where = parse_host_port(listener.address)
             async with recording_proxy(where.host, where.port) as proxy:
-                ours = await connect(links.at(proxy), with_encryption(ENCRYPTED))
+                ours = await connect(links.at(proxy), with_encryption(ENCRYPTED, heartbeat_s=2.0))
                 here = Recorder(ours)
                 ours.send([SECRET_WORDS])
                 await here.wait_messages(1)
@@ -190,14 +190,28 @@ def test_who_encrypts_on_one_host(listener: Encryption, connector: Encryption, e
     links.run(test())
 
 
-@pytest.mark.parametrize(("listener", "connector"), [(ENCRYPTED, PLAIN), (PLAIN, ENCRYPTED)])
-def test_one_side_only_is_told(listener: Encryption, connector: Encryption, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(("listener", "encrypted"), [(WHERE_NEEDED, False), (ENCRYPTED, True)])
+def test_a_zmq_listener_decides_on_one_host(listener: Encryption, encrypted: bool) -> None:
+    """A caller that would do without encryption encrypts where it is asked to."""
     links = EncryptedLinks()
-    links.scheme = "tcp"  # type: ignore[misc]
+    links.scheme = "zmq"  # type: ignore[misc]
 
     async def test() -> None:
+        async with links.link(with_encryption(WHERE_NEEDED), with_encryption(listener)) as (ours, theirs):
+            assert (ours.encrypted, theirs.encrypted) == (encrypted, encrypted)
+            assert ours.same_host
+            assert theirs.same_host
+
+    links.run(test())
+
+
+@pytest.mark.parametrize(("listener", "connector"), [(ENCRYPTED, PLAIN), (PLAIN, ENCRYPTED)])
+def test_one_side_only_is_told(
+    links: EncryptedLinks, listener: Encryption, connector: Encryption, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def test() -> None:
         echo = Echo()
-        there = await listen("tcp://127.0.0.1:0", echo, with_encryption(listener))
+        there = await listen(links.listen_address(), echo, with_encryption(listener))
         with pytest.raises(ConnectError, match="--encryption") as caught:
             await connect(there.address, with_encryption(connector))
         assert there.address in str(caught.value)

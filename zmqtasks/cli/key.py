@@ -60,9 +60,15 @@ def show(path: str | None, secret: bool) -> int:
 def _public_keys(found: ClusterKey) -> dict[str, str]:
     """What links at other hosts show to everybody: the same on all nodes with this key, and on no others."""
     from zmqtasks.transports.tls_identity import certificate_of
+    from zmqtasks.transports.zeromq.curve import curve_keys
 
     certificate = certificate_of(found.encryption_secret)
-    return {"TLS certificate": f"SHA-256 {hashlib.sha256(certificate).hexdigest()}"}
+    curve = curve_keys(found.encryption_secret)
+    return {
+        "TLS certificate": f"SHA-256 {hashlib.sha256(certificate).hexdigest()}",
+        "CURVE listener": curve.listener_public.decode(),
+        "CURVE caller": curve.caller_public.decode(),
+    }
 
 
 def _file(path: str | None) -> Path:

@@ -12,6 +12,7 @@ import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from zmqtasks.transports.sockets import stays_on_host
 from zmqtasks.transports.zeromq.sockets import borrowed_socket
 
 if TYPE_CHECKING:
@@ -48,6 +49,15 @@ class Connection:
             except OSError:
                 return 0
         return int(struct.unpack_from("=Q", info, _BYTES_RECEIVED_OFFSET)[0]) if len(info) >= _TCP_INFO_BYTES else 0
+
+    def stays_on_host(self) -> bool:
+        """Whether the caller is on this host, as far as its address tells."""
+        handle = self._handle()
+        if handle is None:
+            return False
+        with handle, contextlib.suppress(OSError):
+            return stays_on_host(handle)
+        return False
 
     def hang_up(self) -> None:
         """Ends it under ZeroMQ, which notices and cleans up; ROUTER has no call for that."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 
 import zmq
 
-from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, RemoteProtocolError
+from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, PeerIdentityError, RemoteProtocolError
 from zmqtasks.transports.address import HostPort, format_host_port
 from zmqtasks.transports.base import LinkSettings
 from zmqtasks.transports.zeromq.comm import ZmqComm, full_window
 from zmqtasks.transports.zeromq.control import SESSION_BYTES, VERSION, Accept, Hello, Refuse, encode_control
+from zmqtasks.transports.zeromq.curve import protect_caller
 from zmqtasks.transports.zeromq.sockets import LINGER_MS, MonitoredSocket, borrowed_socket, receive_control
 
 _MESSAGES_PER_TURN = 32
@@ -26,6 +28,10 @@ _EVENTS = (
 )
 
 
+class OtherMechanismError(Exception):
+    """The listener encrypts and this side does not, or the other way round."""
+
+
 class NotConnectedError(Exception):
     """The connection was not made; the kernel knows why, but ZeroMQ does not say."""
 
@@ -33,12 +39,16 @@ class NotConnectedError(Exception):
 class DealerComm(ZmqComm):
     """A comm that was asked for by this side; `wait_accepted` tells whether it came about."""
 
-    def __init__(self, where: HostPort, numeric_host: str, settings: LinkSettings) -> None:
+    def __init__(self, where: HostPort, numeric_host: str, settings: LinkSettings, secret: bytes | None) -> None:
+        """`secret`: the link is encrypted by what is derived from it; None: it is not."""
         loop = asyncio.get_running_loop()
         super().__init__(loop, settings)
         self.peer_address = str(where)
         self.local_address = format_host_port(where.scheme, numeric_host, 0)  # until connected
+        self.encrypted = secret is not None
+        self.same_host = ipaddress.ip_address(numeric_host.partition("%")[0]).is_loopback
         self._scheme = where.scheme
+        self._numeric_host = numeric_host
         self._session = os.urandom(SESSION_BYTES)
         self._accepted: asyncio.Future[None] = loop.create_future()
         self._connected = False
@@ -48,6 +58,8 @@ class DealerComm(ZmqComm):
         try:
             if ":" in numeric_host:
                 self._socket.zmq.set(zmq.IPV6, 1)
+            if secret is not None:
+                protect_caller(self._socket, secret)
             self._socket.zmq.connect(format_host_port("tcp", numeric_host, where.port))
             self._push_control(encode_control(Hello(self._session, self._window)))
         except BaseException:
@@ -124,6 +136,15 @@ class DealerComm(ZmqComm):
             self._fail(NotConnectedError())
         elif event == zmq.EVENT_DISCONNECTED:
             self._disconnected()
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+            self._fail(OtherMechanismError())
+        elif self.encrypted and event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
+            self._fail(
+                PeerIdentityError(
+                    f"no encrypted link to {self.peer_address}: it does not have this side's cluster key "
+                    f"(the CURVE handshake failed): both must use the same"
+                )
+            )
         elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_AUTH):
             self._fail(ConnectError(f"{self.peer_address} is not a zmqtasks node over zmq: the ZMTP handshake failed"))
 
@@ -138,4 +159,5 @@ class DealerComm(ZmqComm):
         if handle is not None:
             with handle:
                 host, port = handle.getsockname()[:2]
+                self.same_host = self.same_host or host == self._numeric_host
                 self.local_address = format_host_port(self._scheme, host, port)

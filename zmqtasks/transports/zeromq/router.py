@@ -38,6 +38,7 @@ from zmqtasks.transports.zeromq.control import (
     decode_control_untrusted,
     encode_control,
 )
+from zmqtasks.transports.zeromq.curve import protect_listener
 from zmqtasks.transports.zeromq.sockets import (
     LINGER_MS,
     MonitoredSocket,
@@ -57,8 +58,8 @@ _MOST_STRANGERS = 2048
 _STRANGER_BYTES = 64 << 10
 """What may come by a connection before its hello, the ZMTP handshake included."""
 
-_MESSAGE_OVERHEAD_BYTES = 32  # of ZMTP: 9 for each part, and the empty first part of control
-_HEARTBEAT_BYTES = 64  # more than pings take between two looks
+_MESSAGE_OVERHEAD_BYTES = 128  # of ZMTP: 9 for each part, and the empty first part of control; 33 for each by CURVE
+_HEARTBEAT_BYTES = 128  # more than pings take between two looks
 _WATCH_S = 0.01
 _WATCH_SHARE = 20  # a look at all strangers may take 1/20 of the time
 _HELLO_S = 3.0
@@ -67,7 +68,7 @@ _HELLO_S = 3.0
 _HANG_UP_S = 1.0
 _CUT_WAIT_S = 1.0
 
-_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED
+_EVENTS = zmq.EVENT_ACCEPTED | zmq.EVENT_DISCONNECTED | zmq.EVENT_CLOSED | zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
 
 
 class RouterComm(ZmqComm):
@@ -79,6 +80,8 @@ class RouterComm(ZmqComm):
         self.peer_address = router.address_of(connection.name)
         self.routing_id = routing_id
         self.connection = connection
+        self.encrypted = router.secret is not None
+        self.same_host = connection.stays_on_host()
         self._router = router
         self._set_peer_window(hello.window)
 
@@ -120,10 +123,18 @@ class Router:
     """The socket of a listener and all its comms."""
 
     def __init__(
-        self, sock: socket.socket, address: str, scheme: str, settings: LinkSettings, on_empty: Callable[[Router], None]
+        self,
+        sock: socket.socket,
+        address: str,
+        scheme: str,
+        settings: LinkSettings,
+        secret: bytes | None,
+        on_empty: Callable[[Router], None],
     ) -> None:
+        """`secret`: all links are encrypted by what is derived from it; None: none is."""
         self.loop = asyncio.get_running_loop()
         self.settings = settings
+        self.secret = secret
         self.address = address
         self.on_comm: Callable[[Comm], None] | None = None
         self._scheme = scheme
@@ -132,6 +143,7 @@ class Router:
         self._connections: dict[int, Connection] = {}
         self._watched: dict[int, Connection] = {}  # strangers, and those to hang up on
         self._watching: asyncio.TimerHandle | None = None
+        self._mismatch_told = False
         self._cut: dict[RouterComm, float] = {}  # comms without connection, and how long to look for what they sent
         self._unbound: asyncio.Future[None] = self.loop.create_future()
         host, port = sock.getsockname()[:2]
@@ -143,6 +155,8 @@ class Router:
             if sock.family == socket.AF_INET6:
                 self.socket.zmq.set(zmq.IPV6, 1)
             self.socket.zmq.set(zmq.ROUTER_MANDATORY, 1)
+            if secret is not None:
+                protect_listener(self.socket, secret)
             self.socket.zmq.set(zmq.USE_FD, sock.fileno())
             self._endpoint = format_host_port("tcp", host, port)
             self.socket.zmq.bind(self._endpoint)
@@ -300,6 +314,16 @@ class Router:
                     self._cut[connection.comm] = self.loop.time() + _CUT_WAIT_S
                     self.socket.look_again()
                     self.loop.call_soon(self._receive_and_end_cut)
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL:
+            if value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH and not self._mismatch_told:
+                self._mismatch_told = True  # once: whoever tries all day does not fill the log
+                came, due = ("a plain", "encrypts") if self.secret is not None else ("an encrypted", "does not")
+                _log.warning(
+                    "%s turned a connection away: %s link came where this side %s: --encryption must be the same on all nodes",
+                    self.address,
+                    came,
+                    due,
+                )
         elif event == zmq.EVENT_CLOSED and value == self._listening_fd and not self._unbound.done():
             self._unbound.set_result(None)
 

@@ -122,13 +122,13 @@ class MonitoredSocket:
         self._on_event = on_event
         self._look_pending = False
         self._looking = False
-        self._context = _context_of_process.acquire()
+        self.context = _context_of_process.acquire()
         self.closed = False
         self._monitor: ZmqSocket | None = None
         try:
-            self.zmq: ZmqSocket = self._context.socket(kind)
+            self.zmq: ZmqSocket = self.context.socket(kind)
         except BaseException:
-            _context_of_process.release(self._context)
+            _context_of_process.release(self.context)
             raise
         try:
             _set_options(self.zmq, settings, window)
@@ -166,12 +166,12 @@ class MonitoredSocket:
             self.zmq.monitor(None, 0)  # first: libzmq's threads would wait for a reader of further events
             self._monitor.close(linger=0)
         self.zmq.close(linger=linger_ms)
-        _context_of_process.release(self._context)
+        _context_of_process.release(self.context)
 
     def _start_monitor(self, events: int) -> None:
         name = f"inproc://zmqtasks-monitor-{next(_monitor_names)}"
         self.zmq.monitor(name, events)
-        monitor = self._context.socket(zmq.PAIR)
+        monitor = self.context.socket(zmq.PAIR)
         monitor.set(zmq.RCVHWM, 0)  # else 1,000 unread events make the I/O thread wait, and every link with it
         monitor.connect(name)
         self._monitor_fd = get_int(monitor, zmq.FD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import ipaddress
 from collections.abc import Callable
 
 import zmq
@@ -12,7 +13,7 @@ from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, ConnectT
 from zmqtasks.transports.address import HostPort, format_host_port, parse_host_port
 from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener, Transport
 from zmqtasks.transports.sockets import connect_socket, connectable_host, listening_socket, resolve
-from zmqtasks.transports.zeromq.dealer import DealerComm, NotConnectedError
+from zmqtasks.transports.zeromq.dealer import DealerComm, NotConnectedError, OtherMechanismError
 from zmqtasks.transports.zeromq.router import Router
 
 
@@ -31,13 +32,19 @@ class ZmqListener(Listener):
 
 
 class ZmqTransport(Transport):
-    """Frames over ZeroMQ, between any two hosts; neither encrypted nor authenticated by itself."""
+    """Frames over ZeroMQ, between any two hosts.
+
+    With a secret in the settings, links are encrypted by CURVE. ZeroMQ settles that for a whole listener, before anybody
+    calls: one at a loopback address is plain (unless links on this host are to be encrypted too), one at any other address
+    is encrypted for all callers. A caller that finds a loopback address encrypted dials once more and encrypts; nobody
+    ever falls back to plain.
+    """
 
     scheme = "zmq"
     capabilities = Capabilities(
         crosses_hosts=True,
         crosses_processes=True,
-        encrypts=False,
+        encrypts=True,
         shares_memory=False,
         detects_cut_link=True,
         uses_ip=True,
@@ -71,7 +78,12 @@ class ZmqTransport(Transport):
         _family, target = (await resolve(where))[0]
         router = self._routers.get(target[:2])
         loop = asyncio.get_running_loop()
-        if router is None or router.on_comm is not None or router.loop is not loop:
+        if (
+            router is None
+            or router.on_comm is not None
+            or router.loop is not loop
+            or router.secret != _secret_for(target[0], settings)
+        ):
             router = await self._bind(where, settings)
         router.listen(on_comm, settings)
         return ZmqListener(router)
@@ -82,7 +94,8 @@ class ZmqTransport(Transport):
             bound = sock.getsockname()[:2]
             host = connectable_host(bound[0], sock.family)
             address = format_host_port(self.scheme, host, bound[1])
-            router = Router(sock, address, self.scheme, settings, self._forget)
+            secret = _secret_for(bound[0], settings)
+            router = Router(sock, address, self.scheme, settings, secret, self._forget)
         except zmq.ZMQError as exc:
             raise ConnectError(f"cannot listen at {where}: {exc}{_hint(exc)}") from exc
         finally:
@@ -110,8 +123,33 @@ async def _connect(where: HostPort, settings: LinkSettings) -> Comm:
     raise failure
 
 
+def _secret_for(numeric_host: str, settings: LinkSettings) -> bytes | None:
+    """What links at an address are encrypted by."""
+    loopback = ipaddress.ip_address(numeric_host.partition("%")[0]).is_loopback
+    return None if loopback and not settings.encryption.same_host else settings.encryption.secret
+
+
 async def _dial(where: HostPort, numeric_host: str, settings: LinkSettings) -> Comm:
-    comm = DealerComm(where, numeric_host, settings)
+    secret = _secret_for(numeric_host, settings)
+    try:
+        return await _open(where, numeric_host, settings, secret)
+    except OtherMechanismError:
+        if secret is not None:
+            raise ConnectError(
+                f"{where} does not encrypt this link, and this side does: --encryption must be the same"
+            ) from None
+    if settings.encryption.secret is None:
+        raise ConnectError(
+            f"{where} takes encrypted links only, and this side does not encrypt: --encryption must be the same"
+        )
+    try:
+        return await _open(where, numeric_host, settings, settings.encryption.secret)
+    except OtherMechanismError:
+        raise ConnectError(f"{where} changes its mind about encryption: try again") from None
+
+
+async def _open(where: HostPort, numeric_host: str, settings: LinkSettings, secret: bytes | None) -> Comm:
+    comm = DealerComm(where, numeric_host, settings, secret)
     try:
         await comm.wait_accepted()
     except NotConnectedError:

@@ -1,5 +1,5 @@
 # Targets that need the package make `.venv` first; once it is there, nothing here needs the network.
-#   make demo | test | lint | bench | bench-net | docs | clean          PYTHON=python3.12 picks the interpreter
+#   make demo | test | lint | bench | bench-net | docs | dask-suite | clean          PYTHON=python3.12 picks the interpreter
 #   make test ARGS="tests/cli -k status"                    ARGS goes to pytest (and to bench)
 
 VENV := .venv
@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 	command -v $$p >/dev/null 2>&1 && $$p -c '$(OLD_ENOUGH)' && { echo $$p; break; }; done)
 ARGS ?=
 
-.PHONY: demo test lint bench bench-net docs clean
+.PHONY: demo test lint bench bench-net docs dask-suite clean
 .DEFAULT_GOAL := demo
 
 demo: $(STAMP)
@@ -31,6 +31,10 @@ bench: $(STAMP)
 
 bench-net: $(STAMP)
 	$(BIN)/python -m zmqtasks bench net $(ARGS)
+
+# dask's own tests on a client of this; ARGS="bag delayed" for some of them. Takes minutes, and is not part of `test`.
+dask-suite: $(STAMP)
+	$(BIN)/python -m tests.dask_suite $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate

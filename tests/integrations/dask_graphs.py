@@ -48,3 +48,11 @@ def note(folder: str, name: str, *_: object) -> str:
     with open(Path(folder) / name, "a") as file:
         file.write(f"{time.monotonic_ns()}\n")
     return name
+
+
+def wait_for_file(path: str) -> None:
+    """Returns when the file is there."""
+    deadline = time.monotonic() + 20
+    while not Path(path).exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.005)

@@ -1,0 +1,77 @@
+"""A pytest plugin: dask's own tests with a zmqtasks client as the scheduler.
+
+One cluster and one client for the session; workers live in this process unless ZMQTASKS_SUITE_PROCESSES is set. `assert_eq`
+of dask's test tools computes on the synchronous scheduler unless told otherwise: that default is replaced. What is known to
+fail is listed with its reason in `expected_failures.txt`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import dask
+import dask.array.utils
+import dask.bag.utils
+import dask.dataframe.utils
+import pytest
+
+from zmqtasks import Client, LocalCluster
+from zmqtasks.integrations.dask import scheduler
+
+LIST = Path(__file__).parent / "expected_failures.txt"
+
+
+def replace_default(function: object, name: str = "scheduler") -> None:
+    """Makes the zmqtasks client the default of the parameter `name` of `function`."""
+    code = function.__code__
+    positional = code.co_varnames[: code.co_argcount]
+    if name in positional:
+        defaults = list(function.__defaults__)
+        defaults[positional.index(name) - len(positional)] = scheduler
+        function.__defaults__ = tuple(defaults)
+    else:
+        function.__kwdefaults__ = {**function.__kwdefaults__, name: scheduler}
+
+
+for tool in (
+    dask.array.utils.assert_eq,
+    dask.array.utils._get_dt_meta_computed,
+    dask.bag.utils.assert_eq,
+    dask.dataframe.utils.assert_eq,
+    dask.dataframe.utils._check_dask,
+):
+    replace_default(tool)
+
+
+def read_expected() -> list[tuple[str, str]]:
+    """Patterns of test ids, each with its reason: `pattern  # reason` in each line."""
+    found = []
+    for line in LIST.read_text().splitlines():
+        pattern, _, reason = line.partition("  # ")
+        if pattern.strip() and not pattern.startswith("#"):
+            found.append((pattern.strip(), reason.strip()))
+    return found
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what is known to fail."""
+    expected = read_expected()
+    for item in items:
+        name = item.nodeid.rpartition("site-packages/")[2] or item.nodeid
+        for pattern, reason in expected:
+            if fnmatchcase(name, "*dask/" + pattern):
+                item.add_marker(pytest.mark.xfail(reason=reason, strict=False))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def session_client() -> Iterator[Client]:
+    """The client that everything computes on."""
+    processes = bool(os.environ.get("ZMQTASKS_SUITE_PROCESSES"))
+    with (
+        LocalCluster(n_workers=2 if processes else 1, threads_per_worker=2, processes=processes) as cluster,
+        Client(cluster) as client,
+    ):
+        yield client

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import struct
 from collections.abc import Callable
 
 import pytest
 import zmq
 
+from zmqtasks.errors import ConnectError
 from zmqtasks.testing.comms import Recorder, memory_bytes
 from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, ConformanceBase, end
-from zmqtasks.transports import Comm, connect
+from zmqtasks.transports import PLAIN, Comm, Encryption, connect
 from zmqtasks.transports.zeromq.control import Hello, encode_control
 from zmqtasks.transports.zeromq.curve import curve_keys
 
@@ -84,6 +86,27 @@ def _call(address: str, stranger: Callable[[zmq.Socket[bytes]], None]) -> int:
             event: int = struct.unpack("=Hi", monitor.recv_multipart()[0])[0]
             sock.disable_monitor()
     return event
+
+
+@pytest.mark.parametrize(
+    ("encryption", "told"), [(PLAIN, "--encryption"), (Encryption(bytes(31) + b"\1", True), "cluster key")]
+)
+def test_a_handshake_that_fails_is_explained_however_soon_it_fails(encryption: Encryption, told: str) -> None:
+    """Libzmq's threads may have given the connection up before the hello is handed to them, once in a hundred times."""
+    links = Links()
+    settings = dataclasses.replace(OPEN, encryption=encryption)
+
+    async def test() -> None:
+        async with links.listening(_nobody) as listener:
+            for _ in range(200):
+                with pytest.raises(ConnectError, match=told):
+                    await connect(listener.address, settings)
+
+    links.run(test())
+
+
+def _nobody(comm: Comm) -> None:
+    raise AssertionError(f"a stranger became a comm: {comm.peer_address}")
 
 
 def test_keys_follow_from_the_secret_and_serve_one_purpose() -> None:

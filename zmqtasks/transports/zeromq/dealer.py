@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import os
 
@@ -61,7 +62,8 @@ class DealerComm(ZmqComm):
             if secret is not None:
                 protect_caller(self._socket, secret)
             self._socket.zmq.connect(format_host_port("tcp", numeric_host, where.port))
-            self._push_control(encode_control(Hello(self._session, self._window)))
+            with contextlib.suppress(zmq.Again):  # the connection has failed already, and the monitor tells of it
+                self._push_control(encode_control(Hello(self._session, self._window)))
         except BaseException:
             self._drop(hard=True)
             raise

@@ -8,6 +8,7 @@ kept as it came (at most a window) while it is not.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from abc import abstractmethod
 from collections import deque
 
@@ -20,7 +21,7 @@ from zmqtasks.errors import (
     RemoteProtocolError,
 )
 from zmqtasks.protocol.frames import Frames, Limits
-from zmqtasks.transports.base import LinkSettings
+from zmqtasks.transports.base import CommStatistics, LinkSettings
 from zmqtasks.transports.lifecycle import LoopComm
 from zmqtasks.transports.stream import StreamReader, pack_message
 from zmqtasks.transports.zeromq.control import (
@@ -122,6 +123,10 @@ class ZmqComm(LoopComm):
     @property
     def queued_bytes(self) -> int:
         return self._queued_bytes
+
+    def statistics(self) -> CommStatistics:
+        granted = 0 if self._ended is not None else self._credit() * PART_BYTES  # small messages use up parts as well
+        return dataclasses.replace(super().statistics(), credit_bytes=max(0, granted))
 
     def _credit(self) -> int:
         return self._peer_window - (self._parts_sent - self._parts_acked)

@@ -105,6 +105,37 @@ def test_a_running_task_is_asked_to_stop():
     assert not cluster.machine.state.tasks
 
 
+def test_tasks_of_one_op_run_in_the_order_that_it_gives():
+    cluster = Cluster()
+    worker = cluster.add_worker("a")
+    cluster.submit()
+    cluster.to_client(ops.SubmitTasks(F, "f", 100, 3, args=b"123", args_lengths=[1, 1, 1], order=[5, 0, 2]))
+    order = {key: ts.priority for key, ts in cluster.machine.state.tasks.items()}
+    first = next(key for key in order if key not in (100, 101, 102))
+    assert sorted(order, key=order.__getitem__) == [first, 101, 102, 100]
+    worker.step()
+    cluster.run()
+    assert cluster.results.keys() >= {100, 101, 102}
+
+
+def test_an_order_that_fits_no_tasks_is_refused():
+    cluster = Cluster()
+    for order in ([1], [0, 1 << 41]):
+        op = ops.SubmitTasks(F, "f", 100, 2, args=b"12", args_lengths=[1, 1], order=order)
+        with pytest.raises(RemoteProtocolError, match="do not fit"):
+            cluster.machine.receive(cluster.client, [op], 0.0)
+
+
+def test_a_key_that_exists_is_taken_as_it_is_when_the_client_says_so():
+    cluster = Cluster()
+    cluster.add_worker("a")
+    cluster.submit(b"1", key="x")
+    cluster.to_client(ops.SubmitTasks(F, "f", keys=["x"], args=b"2", args_lengths=[1], reuse=True))
+    cluster.run()
+    assert not any(isinstance(op, ops.KeysCancelled) for op in cluster.told)
+    assert cluster.results["x"] == b"1"
+
+
 def test_the_same_key_with_another_spec_is_refused_and_the_first_one_lives_on():
     cluster = Cluster()
     cluster.submit(b"1", key="x")

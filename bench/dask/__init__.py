@@ -1,0 +1,1 @@
+"""Benchmarks of dask graphs on a cluster."""

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import zmq
 
 MARK = "ZMQTASKS_TEST_RUN"
 SETTLE_S = 5.0
@@ -57,6 +58,16 @@ def shared_arena_is_made() -> None:
     from zmqtasks.transports.shm.arena import process_arena
 
     process_arena()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def zmq_lends_memory() -> None:
+    """So is the thread by which pyzmq learns that ZeroMQ has sent what it was lent."""
+    with zmq.Context() as context, context.socket(zmq.PAIR) as one, context.socket(zmq.PAIR) as other:
+        one.bind("inproc://lending")
+        other.connect("inproc://lending")
+        one.send(bytes(1 << 20), copy=False)
+        other.recv()
 
 
 @pytest.fixture(autouse=True)

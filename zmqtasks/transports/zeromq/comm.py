@@ -1,7 +1,7 @@
 """What both ends of a ZeroMQ link do alike: queue, credits, delivery, closing.
 
-A comm sends a part only while fewer than the peer's window are unconsumed, and keeps the rest in a queue of its own;
-while it waits small messages gather there and go out together. What arrives is parsed at once while it is wanted, and
+A comm sends a part only while the peer's window has room for it beside what is unconsumed, and keeps the rest in a queue
+of its own; while it waits small messages gather there and go out together. What arrives is parsed at once while it is wanted, and
 kept as it came (at most a window) while it is not.
 """
 
@@ -20,12 +20,12 @@ from zmqtasks.errors import (
     LimitExceededError,
     RemoteProtocolError,
 )
-from zmqtasks.protocol.frames import Frames, Limits
+from zmqtasks.protocol.frames import KIB, Frames, Limits
 from zmqtasks.transports.base import CommStatistics, LinkSettings
 from zmqtasks.transports.lifecycle import LoopComm
 from zmqtasks.transports.stream import StreamReader, pack_message
 from zmqtasks.transports.zeromq.control import (
-    PART_BYTES,
+    UNIT_BYTES,
     Abort,
     Accept,
     Control,
@@ -36,8 +36,13 @@ from zmqtasks.transports.zeromq.control import (
     Refuse,
     decode_control_untrusted,
     encode_control,
+    largest_part,
+    units,
 )
 
+LENT_BYTES = 128 * KIB
+"""Parts of this size are not copied into ZeroMQ, which uses the memory until it has written it: its thread then tells one of
+pyzmq's, so it does not pay for small ones."""
 _LEAST_WINDOW = 4
 _TELLS_PER_WINDOW = 4
 _FIN = encode_control(Fin())
@@ -45,13 +50,13 @@ _FIN_ACK = encode_control(FinAck())
 
 
 def full_window(settings: LinkSettings) -> int:
-    """How many parts may be on their way to one comm, at most."""
-    return max(_LEAST_WINDOW, settings.high_water_bytes // PART_BYTES)
+    """How many units may be on their way to one comm, at most."""
+    return max(_LEAST_WINDOW, settings.high_water_bytes // UNIT_BYTES)
 
 
 def window_for(limits: Limits, settings: LinkSettings) -> int:
-    """How many parts may be on their way to a comm with `limits`: little, before the peer has authenticated."""
-    return min(full_window(settings), max(_LEAST_WINDOW, -(-2 * limits.message_bytes // PART_BYTES)))
+    """How many units may be on their way to a comm with `limits`: little, before the peer has authenticated."""
+    return min(full_window(settings), max(_LEAST_WINDOW, 2 * units(limits.message_bytes)))
 
 
 class ZmqComm(LoopComm):
@@ -65,12 +70,13 @@ class ZmqComm(LoopComm):
         self._queue: deque[bytes | memoryview] = deque()
         self._queued_bytes = 0
         self._congested = False  # over the high-water mark, and not under the low one since
-        self._parts_sent = 0
-        self._parts_acked = 0
+        self._units_sent = 0
+        self._units_acked = 0
         self._peer_window = 0  # until HELLO or ACCEPT
-        self._parts_received = 0
-        self._parts_consumed = 0
-        self._parts_told = 0  # consumed, as last told to the peer
+        self._peer_part_bytes = 0  # the largest part that it takes
+        self._units_received = 0
+        self._units_consumed = 0
+        self._units_told = 0  # consumed, as last told to the peer
         self._window = window_for(settings.limits, settings)
         self._fin_sent = False
         self._fin_received = False
@@ -103,7 +109,7 @@ class ZmqComm(LoopComm):
         pieces, size = pack_message(frames)
         self._messages_sent += 1
         self._bytes_sent += size
-        if not self._queue and len(pieces) == 1 and size <= PART_BYTES and self._credit() > 0:
+        if not self._queue and len(pieces) == 1 and size <= self._peer_part_bytes and self._credit() >= units(size):
             self._put(pieces[0])
         else:
             self._queue.extend(pieces)
@@ -125,14 +131,14 @@ class ZmqComm(LoopComm):
         return self._queued_bytes
 
     def statistics(self) -> CommStatistics:
-        granted = 0 if self._ended is not None else self._credit() * PART_BYTES  # small messages use up parts as well
+        granted = 0 if self._ended is not None else self._credit() * UNIT_BYTES  # small messages use up units as well
         return dataclasses.replace(super().statistics(), credit_bytes=max(0, granted))
 
     def _credit(self) -> int:
-        return self._peer_window - (self._parts_sent - self._parts_acked)
+        return self._peer_window - (self._units_sent - self._units_acked)
 
     def _put(self, part: bytes | memoryview) -> None:
-        self._parts_sent += 1
+        self._units_sent += units(len(part))
         try:
             self._push(part)
         except zmq.ZMQError as exc:
@@ -148,8 +154,7 @@ class ZmqComm(LoopComm):
 
     def _flush(self) -> None:
         """Sends as much of the queue as there is credit for, and the FIN after its end."""
-        while self._queue and self._credit() > 0:
-            part = self._next_part()
+        while self._queue and (part := self._next_part()) is not None:
             self._queued_bytes -= len(part)
             self._put(part)
         if self._released:
@@ -161,17 +166,25 @@ class ZmqComm(LoopComm):
             self._fin_sent = True
             self._put_control(_FIN)
 
-    def _next_part(self) -> bytes | memoryview:
-        """Takes the next part out of the queue: a slice of a large piece, or many small pieces joined."""
+    def _next_part(self) -> bytes | memoryview | None:
+        """Takes the next part out of the queue: a slice of a large piece, or many small pieces joined.
+
+        None while there is no credit for the first piece, as large as parts may be: slices do not shrink with the credit.
+        """
         queue = self._queue
         first = queue[0]
-        if len(first) > PART_BYTES:
+        most = self._peer_part_bytes
+        credit = self._credit()
+        if credit < units(min(len(first), most)):
+            return None
+        if len(first) > most:
             view = memoryview(first)
-            queue[0] = view[PART_BYTES:]
-            return view[:PART_BYTES]
+            queue[0] = view[most:]
+            return view[:most]
+        most = min(most, credit * UNIT_BYTES)
         run = [queue.popleft()]
         size = len(first)
-        while queue and size + len(queue[0]) <= PART_BYTES:
+        while queue and size + len(queue[0]) <= most:
             size += len(queue[0])
             run.append(queue.popleft())
         return first if len(run) == 1 else b"".join(run)
@@ -187,17 +200,17 @@ class ZmqComm(LoopComm):
 
     def part_received_untrusted(self, part: memoryview) -> None:
         """Takes a part of data; every fault of it ends the comm."""
-        self._parts_received += 1
+        self._units_received += units(len(part))
         self._bytes_received += len(part)
-        if self._parts_received - self._parts_consumed > self._window or len(part) > PART_BYTES:
+        if self._units_received - self._units_consumed > self._window:
             self._end(
                 LimitExceededError(
-                    f"{self.peer_address} sent more than it has credit for: {self._window} parts of {PART_BYTES} bytes"
+                    f"{self.peer_address} sent more than it has credit for: {self._window} times {UNIT_BYTES} bytes"
                 ),
                 hard=True,
             )
         elif self._ended is not None:  # close() was called: the peer shall come to its end
-            self._part_consumed()
+            self._consumed(units(len(part)))
         elif self._caught_up and self._delivering:
             self._feed(part)
         else:
@@ -228,11 +241,11 @@ class ZmqComm(LoopComm):
     def _on_control(self, control: Control) -> None:
         match control:
             case Credit(consumed, window):
-                if not self._parts_acked <= consumed <= self._parts_sent:
+                if not self._units_acked <= consumed <= self._units_sent:
                     raise RemoteProtocolError(
-                        f"{self.peer_address} has consumed {consumed} parts, of {self._parts_sent} that were sent"
+                        f"{self.peer_address} has consumed {consumed} units, of {self._units_sent} that were sent"
                     )
-                self._parts_acked = consumed
+                self._units_acked = consumed
                 self._set_peer_window(window)
                 self._flush()
             case Fin():
@@ -254,15 +267,16 @@ class ZmqComm(LoopComm):
     def _set_peer_window(self, window: int) -> None:
         # What is unconsumed is held here too, by ZeroMQ: our own mark bounds it.
         self._peer_window = min(window, full_window(self._settings))
+        self._peer_part_bytes = largest_part(self._peer_window)
 
-    def _part_consumed(self) -> None:
-        self._parts_consumed += 1
-        if (self._parts_consumed - self._parts_told) * _TELLS_PER_WINDOW >= self._window:
+    def _consumed(self, part_units: int) -> None:
+        self._units_consumed += part_units
+        if (self._units_consumed - self._units_told) * _TELLS_PER_WINDOW >= self._window:
             self._tell_credit()
 
     def _tell_credit(self) -> None:
-        self._parts_told = self._parts_consumed
-        self._put_control(encode_control(Credit(self._parts_consumed, self._window)))
+        self._units_told = self._units_consumed
+        self._put_control(encode_control(Credit(self._units_consumed, self._window)))
 
     def _delivery_changed(self) -> None:
         self._caught_up = False
@@ -288,6 +302,7 @@ class ZmqComm(LoopComm):
     def _feed(self, part: memoryview) -> None:
         """Parses a part and delivers what is complete; holds back the rest when the handler pauses."""
         reader = self._reader
+        cost = units(len(part))
         while part:
             buffer = reader.get_buffer()
             size = min(len(buffer), len(part))
@@ -298,8 +313,9 @@ class ZmqComm(LoopComm):
             if part and not (self._delivering and self._caught_up):
                 if self._ended is None:
                     self._held.appendleft(part)
+                    self._consumed(cost - units(len(part)))
                 return
-        self._part_consumed()
+        self._consumed(cost)
 
     def _deliver(self) -> None:
         reader = self._reader
@@ -341,7 +357,7 @@ class ZmqComm(LoopComm):
     def _discard_held(self) -> None:
         """Counts as consumed what nobody will take any more."""
         held, self._held = self._held, deque()
-        self._parts_consumed += sum(part is not None for part in held)
+        self._units_consumed += sum(units(len(part)) for part in held if part is not None)
         self._tell_credit()
 
     def _drop(self, *, hard: bool) -> None:

@@ -7,12 +7,13 @@ byte, all integers little-endian.
     HELLO   kind magic version:u8 session:16 window:u32     connecting side, first of all
     ACCEPT  the same with the session of the HELLO          listening side
     REFUSE  kind text                                       listening side, instead of ACCEPT
-    CREDIT  kind consumed:u64 window:u32                    how many parts of data have been consumed up to now
+    CREDIT  kind consumed:u64 window:u32                    how much data has been consumed up to now
     FIN     kind                                            no data follows; answered at once by
     FIN_ACK kind                                            all data and the FIN have come
     ABORT   kind text                                       the link is broken on purpose
 
-Credits count parts, not bytes: with parts of bounded size both are bounded, in the receiver and in both ZeroMQ queues.
+Credits count units of `UNIT_BYTES`, of which a part takes at least one: what bounds them bounds bytes as well as parts, in the
+receiver and in both ZeroMQ queues.
 """
 
 from __future__ import annotations
@@ -28,8 +29,11 @@ VERSION = 1
 MAGIC = b"ztasks-zmq"
 SESSION_BYTES = 16
 
-PART_BYTES = 256 * KIB
-"""Most data in one part. Larger parts are no faster, and a stranger can make the listener's ZeroMQ hold a queue of them."""
+UNIT_BYTES = 64 * KIB
+"""What credits count."""
+
+PART_BYTES = 16 * UNIT_BYTES
+"""Most data in one part. Larger parts are no faster (`python -m bench.network.baselines_zmq`)."""
 
 CONTROL_BYTES = 512
 """Most bytes of a control part."""
@@ -43,7 +47,7 @@ _TEXT_BYTES = CONTROL_BYTES - 1
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Asks for a link; `window` is how many unconsumed parts the sender takes."""
+    """Asks for a link; `window` is how many unconsumed units the sender takes."""
 
     session: bytes
     window: int
@@ -68,7 +72,7 @@ class Refuse:
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """The sender has consumed so many parts since the beginning, and takes `window` beyond them."""
+    """The sender has consumed so many units since the beginning, and takes `window` beyond them."""
 
     consumed: int
     window: int
@@ -92,6 +96,16 @@ class Abort:
 
 
 Control: TypeAlias = Hello | Accept | Refuse | Credit | Fin | FinAck | Abort
+
+
+def units(part_bytes: int) -> int:
+    """What a part of that size takes of a window."""
+    return max(1, -(-part_bytes // UNIT_BYTES))
+
+
+def largest_part(window: int) -> int:
+    """How many bytes a part may have: two of them fit into the window, if it is more than one unit."""
+    return max(UNIT_BYTES, min(PART_BYTES, window // 2 * UNIT_BYTES))
 
 
 def encode_control(control: Control) -> bytes:

@@ -12,7 +12,7 @@ import zmq
 from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, PeerIdentityError, RemoteProtocolError
 from zmqtasks.transports.address import HostPort, format_host_port
 from zmqtasks.transports.base import LinkSettings
-from zmqtasks.transports.zeromq.comm import ZmqComm, full_window
+from zmqtasks.transports.zeromq.comm import LENT_BYTES, ZmqComm, full_window
 from zmqtasks.transports.zeromq.control import SESSION_BYTES, VERSION, Accept, Hello, Refuse, encode_control
 from zmqtasks.transports.zeromq.curve import protect_caller
 from zmqtasks.transports.zeromq.sockets import LINGER_MS, MonitoredSocket, borrowed_socket, receive_control
@@ -91,7 +91,7 @@ class DealerComm(ZmqComm):
         return True
 
     def _push(self, part: bytes | memoryview) -> None:
-        self._socket.zmq.send(part, zmq.DONTWAIT)
+        self._socket.zmq.send(part, zmq.DONTWAIT, copy=len(part) < LENT_BYTES)
         self._socket.look_again()
 
     def _push_control(self, data: bytes) -> None:

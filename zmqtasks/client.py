@@ -162,7 +162,8 @@ class Client(Connection):
     def get(self, dsk: Any, keys: Any, *, sync: bool = True, asynchronous: bool | None = None, **options: Any) -> Any:
         """Computes a graph: a dict of keys to tasks `(callable, argument, ...)`, keys, lists of these, or plain values.
 
-        When dask is imported, also dask's own tasks, graphs and expressions, by dask's rules; `options` as in `compute`.
+        When dask is imported, also dask's own tasks, graphs and expressions, by dask's rules; `options` as in `compute`. A plain
+        dict means the same with and without dask, unless there are options or annotations.
 
         Gives the results of `keys` (a key, or nested lists of keys); with `sync=False` the futures.
 
@@ -173,9 +174,10 @@ class Client(Connection):
         if "dask.base" in sys.modules:
             from zmqtasks.integrations import dask
 
-            futures = dask.get(self, dsk, keys, **options)
-        else:
-            futures = graphs.submit_graph(self._submitter, dsk, keys)
+            if dask.is_dasks(dsk, options):
+                futures = dask.get(self, dsk, keys, **options)
+                return self.gather(futures) if sync else futures
+        futures = graphs.submit_graph(self._submitter, dsk, keys)
         return self.gather(futures) if sync else futures
 
     def compute(

@@ -15,14 +15,14 @@ from zmqtasks import Client, LocalCluster
 sys.path.insert(0, str(Path(__file__).parent))
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def inprocess_cluster() -> Iterator[LocalCluster]:
     """All nodes in this process."""
     with LocalCluster(processes=False, n_workers=1, threads_per_worker=2) as cluster:
         yield cluster
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def process_cluster() -> Iterator[LocalCluster]:
     """Two worker processes, which can import the modules beside this one."""
     before = os.environ.get("PYTHONPATH")

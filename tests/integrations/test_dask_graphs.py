@@ -15,6 +15,7 @@ from dask_graphs import add, fail_with, inc, note  # noqa: E402
 
 from zmqtasks import Client, Future, futures_of, wait  # noqa: E402
 from zmqtasks.errors import ConfigError  # noqa: E402
+from zmqtasks.integrations.dask import scheduler  # noqa: E402
 from zmqtasks.integrations.dask.lowering import MAX_DEPTH, Lowering  # noqa: E402
 from zmqtasks.integrations.dask.plans import run_plan  # noqa: E402
 from zmqtasks.protocol.references import KeyRef  # noqa: E402
@@ -29,8 +30,8 @@ def names(client: Client) -> set[object]:
 
 def test_legacy_graphs_and_nested_keys(client):
     graph = {"x": 1, ("y", 0): (add, "x", (inc, "x")), "z": [("y", 0), "x", "text"], "w": (sum, [("y", 0), "x"])}
-    assert client.get(graph, ["z", [["w"], ("y", 0)]]) == [[3, 1, "text"], [[4], 3]]
-    assert client.get(graph, "w") == 4
+    assert scheduler(graph, ["z", [["w"], ("y", 0)]]) == [[3, 1, "text"], [[4], 3]]
+    assert scheduler(graph, "w") == 4
 
 
 def test_task_specs_of_every_kind(client):
@@ -44,7 +45,7 @@ def test_task_specs_of_every_kind(client):
         "alias": Alias("alias", "nested"),
         "bare": List(TaskRef("a"), 3),
     }
-    assert client.get(graph, ["list", "dict", "kw", "nested", "alias", "bare", "a"]) == [
+    assert scheduler(graph, ["list", "dict", "kw", "nested", "alias", "bare", "a"]) == [
         [2, (1, 5), {2}],
         {"k": 2, "n": [3, 7]},
         {"x": 1, "y": [2]},
@@ -59,15 +60,15 @@ def test_fused_tasks(client):
     chain = {"x0": Task("x0", inc, 0)} | {f"x{i}": Task(f"x{i}", inc, TaskRef(f"x{i - 1}")) for i in range(1, 200)}
     fused = fuse_linear_task_spec(chain, {"x199"})
     assert len(fused) < 3
-    assert client.get(fused, "x199") == 200
+    assert scheduler(fused, "x199") == 200
     square = Task.fuse(
         Task("p", inc, TaskRef("in")),
         Task("q", add, TaskRef("p"), TaskRef("p")),
         Task("r", add, TaskRef("q"), TaskRef("p")),
     )
-    assert client.get({"in": Task("in", inc, 1), "r": square}, "r") == 9
+    assert scheduler({"in": Task("in", inc, 1), "r": square}, "r") == 9
     outer = Task.fuse(square, Task("s", add, TaskRef("r"), TaskRef("in")))
-    assert client.get({"in": DataNode("in", 2), "s": outer}, "s") == 11
+    assert scheduler({"in": DataNode("in", 2), "s": outer}, "s") == 11
 
 
 def test_a_fused_task_runs_each_part_once_and_drops_what_is_used_up():
@@ -98,27 +99,38 @@ class Doubled(Task):
 
 def test_a_node_class_of_its_own_runs_itself(client):
     graph = {"a": DataNode("a", 3), "d": Doubled("d", inc, TaskRef("a"))}
-    assert client.get(graph, "d") == 8
+    assert scheduler(graph, "d") == 8
 
 
 def test_futures_and_scattered_data_in_graphs(client):
     future = client.submit(inc, 1)
     data = client.scatter([1, 2, 3], hash=False)
     table = client.scatter({"k": 5})["k"]
-    assert client.get({"x": (inc, future), "y": (add, "x", table), "z": future, "s": (sum, data)}, ["y", "z", "s"]) == [
+    assert scheduler({"x": (inc, future), "y": (add, "x", table), "z": future, "s": (sum, data)}, ["y", "z", "s"]) == [
         8,
         2,
         6,
     ]
-    assert client.get({"x": Task("x", sum, List(*data))}, "x") == 6
+    assert scheduler({"x": Task("x", sum, List(*data))}, "x") == 6
     assert dask.delayed(sum)([future, table, dask.delayed(inc)(future)]).compute() == 10
+
+
+def test_get_of_the_client(client):
+    graph = {"x": Task("x", inc, 1), "y": Task("y", add, TaskRef("x"), 5)}
+    assert client.get(graph, [["x"], "y"]) == [[2], 7]
+    assert [future.result() for future in client.get(graph, ["x", "y"], sync=False)] == [2, 7]
+    value = dask.delayed(inc)(4)
+    assert client.get(value.dask, value.key, retries=1) == 5
+    plain = {"x": 1, "y": (sum, [{"k": "x"}["k"], 5])}
+    assert client.get(plain, "y") == 6
+    assert client.get(plain, "y", priority=3) == 6
 
 
 def test_what_is_missing_is_named(client):
     with pytest.raises(KeyError, match="nowhere"):
-        client.get({"x": Task("x", inc, TaskRef("nowhere"))}, "x")
+        scheduler({"x": Task("x", inc, TaskRef("nowhere"))}, "x")
     with pytest.raises(ConfigError, match="no graph"):
-        client.get(5, "x")
+        scheduler(5, "x")
 
 
 def test_bulky_values_go_to_workers_as_data(client):
@@ -126,13 +138,13 @@ def test_bulky_values_go_to_workers_as_data(client):
     graph = {"big": DataNode("big", big), **{f"n{i}": Task(f"n{i}", len, TaskRef("big")) for i in range(5)}}
     graph["arg"] = Task("arg", len, big)
     graph["plan"] = Task("plan", add, Task(None, len, big), 1)
-    assert client.get(graph, ["n0", "n4", "arg", "plan"]) == [1_000_000, 1_000_000, 1_000_000, 1_000_001]
-    assert client.get({"big": DataNode("big", big)}, "big") == big
+    assert scheduler(graph, ["n0", "n4", "arg", "plan"]) == [1_000_000, 1_000_000, 1_000_000, 1_000_001]
+    assert scheduler({"big": DataNode("big", big)}, "big") == big
 
 
 def test_nothing_is_kept_of_a_computed_graph(client, wait_until):
     before = names(client)
-    assert client.get({i: (inc, i - 1) if i else 0 for i in range(500)}, 499) == 499
+    assert scheduler({i: (inc, i - 1) if i else 0 for i in range(500)}, 499) == 499
     wait_until(lambda: names(client) == before)
     wait_until(lambda: not client.who_has() or set(client.who_has()) <= before)
 
@@ -140,7 +152,7 @@ def test_nothing_is_kept_of_a_computed_graph(client, wait_until):
 def test_an_unpicklable_graph_leaves_nothing_behind(client, wait_until):
     before = names(client)
     with pytest.raises(Exception, match="cannot be pickled"):
-        client.get({"a": (inc, 1), "b": (add, "a", threading.Lock())}, "b")
+        scheduler({"a": (inc, 1), "b": (add, "a", threading.Lock())}, "b")
     wait_until(lambda: names(client) == before)
 
 
@@ -215,4 +227,4 @@ def test_a_graph_of_many_tasks(client):
         for i, key in enumerate(parents):
             graph[key] = Task(key, sum, List(*map(TaskRef, keys[10 * i : 10 * i + 10])))
         keys = parents
-    assert client.get(graph, keys[0]) == sum(range(1, n + 1))
+    assert scheduler(graph, keys[0]) == sum(range(1, n + 1))

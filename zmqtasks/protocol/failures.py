@@ -39,10 +39,22 @@ def describe_exception(exc: BaseException, skip_frames: int = 0) -> tuple[str, b
     return text, _dump(exc, trace, _dump_links(exc)), formatted
 
 
+class _Alone:
+    """Pickles as the exception by itself: once tblib is installed, as dask does it, others pickle with all their links."""
+
+    __slots__ = ("exc",)
+
+    def __init__(self, exc: BaseException) -> None:
+        self.exc = exc
+
+    def __reduce__(self) -> Any:
+        return self.exc.__reduce_ex__(5)
+
+
 def _dump(exc: BaseException, trace: TracebackType | None, links: list[tuple[bool, bytes]]) -> bytes:
     frozen = dump_traceback(trace)
     try:
-        payload = serialize_inline((exc, frozen, links))
+        payload = serialize_inline((_Alone(exc), frozen, links))
         copy = deserialize_inline(payload)[0]  # exceptions with arguments of their own often pickle, but don't unpickle
         if type(copy).__qualname__ != type(exc).__qualname__:
             raise TypeError(f"it comes back as {type(copy).__qualname__}")

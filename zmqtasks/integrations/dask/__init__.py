@@ -12,9 +12,9 @@ np.float64(1000000.0)
 
 from __future__ import annotations
 
-from zmqtasks.integrations.dask.collections import compute, futures_in, get, persist
+from zmqtasks.integrations.dask.collections import compute, futures_in, get, is_dasks, persist
 from zmqtasks.integrations.dask.defaults import ClientScheduler, refresh, scheduler
 
-__all__ = ["ClientScheduler", "compute", "futures_in", "get", "persist", "refresh", "scheduler"]
+__all__ = ["ClientScheduler", "compute", "futures_in", "get", "is_dasks", "persist", "refresh", "scheduler"]
 
 refresh()

@@ -7,6 +7,7 @@ from typing import Any
 
 import dask.base
 from dask._expr import FinalizeCompute
+from dask._task_spec import GraphNode
 from dask.base import collections_to_expr, get_annotations, is_dask_collection
 from dask.core import flatten
 from dask.delayed import delayed
@@ -33,6 +34,13 @@ def submit(client: Client, graph: Any, keys: Iterable[Any], *, named: bool, **op
         default=_options(everywhere),
         options=_by_key(annotated, everywhere, options),
     ).run()
+
+
+def is_dasks(graph: Any, options: Mapping[str, Any]) -> bool:
+    """Whether a graph is to be read by dask's rules: it isn't a plain dict of tuples, or there are options for its tasks."""
+    if type(graph) is not dict or options or get_annotations():
+        return True
+    return any(isinstance(node, GraphNode) for node in graph.values())
 
 
 def get(client: Client, graph: Any, keys: Any, **options: Any) -> Any:

@@ -14,6 +14,7 @@ import dask.config
 from dask.base import _ensure_not_async
 
 from zmqtasks import sessions
+from zmqtasks.integrations.dask import collections
 
 _SETTINGS: dict[str, Any] = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
 """dask would shuffle through a disk that all share, or by the p2p method of dask.distributed. What the user has set stays."""
@@ -29,7 +30,10 @@ class ClientScheduler:
             from dask import threaded
 
             return threaded.get(checked(graph), keys, **options)
-        return _ensure_not_async(client)(graph, keys, **options)
+        get = _ensure_not_async(client)
+        if get != client.get:  # what dask is told to use while the client is an asynchronous one
+            return get(checked(graph), keys, **options)
+        return client.gather(collections.get(client, graph, keys, **options))
 
     get = __call__
 

@@ -218,18 +218,9 @@ def _answer() -> None:
 
 
 def _compare() -> None:
-    from .links import measure_link
+    from .against import compare_with_raw
 
-    plan = Plan(sizes=(MIB, 64 * MIB, 256 * MIB), rates=("messages_per_s", "batched_messages_per_s"), time_s=0.5)
-    rounds = [(measure_link("tcp", False, plan), measure(plan)) for _ in range(3)]
-    for size in plan.sizes:
-        ours, raw = (max(pair[side].bandwidth[size] for pair in rounds) / 1e9 for side in (0, 1))
-        print(f"{size >> 20:5d} MiB: tcp {ours:.2f} GB/s, raw {raw:.2f} GB/s, ratio {ours / raw:.2f}")
-    ours, raw = (min(pair[side].latency_us[1].p50 for pair in rounds) for side in (0, 1))
-    blocking = min(float(raw_round.settings["blocking_round_trip_us"]) for _, raw_round in rounds)
-    print(f"round trip: tcp {ours:.1f} us, raw {raw:.1f} us (blocking {blocking:.1f} us), ratio {ours / raw:.2f}")
-    for name in plan.rates:
-        print(name, ", ".join(f"{max(pair[side].rates.get(name, 0) for pair in rounds):,.0f}" for side in (0, 1)))
+    compare_with_raw("tcp", measure, (MIB, 64 * MIB, 256 * MIB))
 
 
 if __name__ == "__main__":

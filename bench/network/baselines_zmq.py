@@ -201,23 +201,14 @@ def _answer() -> None:
 
 
 def _compare() -> None:
-    from .links import measure_link
+    from .against import compare_with_raw
 
     size = 64 * MIB
     for part_bytes in (64 * KIB, 256 * KIB, MIB, 4 * MIB):
         with _ends("sink", False, size) as (send, receive):
             rates = [bandwidth(send, receive, size, 0.3, part_bytes, copy).bandwidth / 1e9 for copy in (True, False)]
         print(f"raw, parts of {part_bytes >> 10:5d} KiB: copied {rates[0]:.2f} GB/s, lent {rates[1]:.2f} GB/s")
-    plan = Plan(sizes=(64 * MIB, 256 * MIB), rates=("messages_per_s", "batched_messages_per_s"), time_s=0.5)
-    rounds = [(measure_link("zmq", False, plan), measure(plan)) for _ in range(5)]
-    for size in plan.sizes:
-        ours, raw = (max(pair[side].bandwidth[size] for pair in rounds) / 1e9 for side in (0, 1))
-        print(f"{size >> 20:5d} MiB: zmq {ours:.2f} GB/s, raw {raw:.2f} GB/s, ratio {ours / raw:.2f}")
-    ours, raw = (min(pair[side].latency_us[1].p50 for pair in rounds) for side in (0, 1))
-    blocking = min(float(raw_round.settings["blocking_round_trip_us"]) for _, raw_round in rounds)
-    print(f"round trip: zmq {ours:.1f} us, raw {raw:.1f} us (blocking {blocking:.1f} us), ratio {ours / raw:.2f}")
-    for name in plan.rates:
-        print(name, ", ".join(f"{max(pair[side].rates.get(name, 0) for pair in rounds):,.0f}" for side in (0, 1)))
+    compare_with_raw("zmq", measure)
 
 
 if __name__ == "__main__":

@@ -242,6 +242,20 @@ class StreamReader:
         self._frames = None
         return frames
 
+    def whole_message_untrusted(self, data: memoryview) -> list[memoryview] | None:
+        """The message that `data` is, when a message begins there and is one small frame, as most are.
+
+        None when it is anything else: then nothing has been taken of it.
+        """
+        size = len(data) - _ONE_FRAME_HEADER.size
+        if self._rest or self._frames is not None or self._direct is not None or not 0 <= size <= self._small_bytes:
+            return None
+        if _ONE_FRAME_HEADER.unpack_from(data) != (_MESSAGE, 1, size):
+            return None
+        frame = self._arena.allocate_small(size)
+        frame[:] = data[_ONE_FRAME_HEADER.size :]
+        return [frame]
+
     def _begin_message(self) -> bool:
         """Reads header and lengths; False: they are not complete. A goodbye leaves `_frames` None."""
         if self._direct is not None:

@@ -200,8 +200,10 @@ class ZmqComm(LoopComm):
 
     def part_received_untrusted(self, part: memoryview) -> None:
         """Takes a part of data; every fault of it ends the comm."""
-        self._units_received += units(len(part))
-        self._bytes_received += len(part)
+        size = len(part)
+        cost = units(size)
+        self._units_received += cost
+        self._bytes_received += size
         if self._units_received - self._units_consumed > self._window:
             self._end(
                 LimitExceededError(
@@ -210,9 +212,14 @@ class ZmqComm(LoopComm):
                 hard=True,
             )
         elif self._ended is not None:  # close() was called: the peer shall come to its end
-            self._consumed(units(len(part)))
+            self._consumed(cost)
         elif self._caught_up and self._delivering:
-            self._feed(part)
+            frames = self._reader.whole_message_untrusted(part)
+            if frames is None:
+                self._feed(part)
+            else:
+                self._hand_over(frames)
+                self._consumed(cost)
         else:
             self._held.append(part)
 

@@ -15,7 +15,14 @@ from zmqtasks.transports.base import LinkSettings
 from zmqtasks.transports.zeromq.comm import LENT_BYTES, ZmqComm, full_window
 from zmqtasks.transports.zeromq.control import SESSION_BYTES, VERSION, Accept, Hello, Refuse, encode_control
 from zmqtasks.transports.zeromq.curve import protect_caller
-from zmqtasks.transports.zeromq.sockets import LINGER_MS, MonitoredSocket, borrowed_socket, receive_control
+from zmqtasks.transports.zeromq.sockets import (
+    DONTWAIT,
+    LINGER_MS,
+    MORE_DONTWAIT,
+    MonitoredSocket,
+    borrowed_socket,
+    receive_control,
+)
 
 _MESSAGES_PER_TURN = 32
 
@@ -73,11 +80,11 @@ class DealerComm(ZmqComm):
         await self._accepted
 
     def _receive(self) -> bool:
-        for _ in range(_MESSAGES_PER_TURN):
-            if self._socket.closed:
+        for turn in range(_MESSAGES_PER_TURN):
+            if self._socket.closed or (turn == 1 and not self._socket.readable):
                 return False
             try:
-                part = self._socket.zmq.recv(zmq.DONTWAIT, copy=False)
+                part = self._socket.zmq.recv(DONTWAIT, copy=False)
             except zmq.Again:
                 return False
             if part.more:
@@ -91,12 +98,12 @@ class DealerComm(ZmqComm):
         return True
 
     def _push(self, part: bytes | memoryview) -> None:
-        self._socket.zmq.send(part, zmq.DONTWAIT, copy=len(part) < LENT_BYTES)
+        self._socket.zmq.send(part, DONTWAIT, copy=len(part) < LENT_BYTES)
         self._socket.look_again()
 
     def _push_control(self, data: bytes) -> None:
-        self._socket.zmq.send(b"", zmq.SNDMORE | zmq.DONTWAIT)
-        self._socket.zmq.send(data, zmq.DONTWAIT)
+        self._socket.zmq.send(b"", MORE_DONTWAIT)
+        self._socket.zmq.send(data, DONTWAIT)
         self._socket.look_again()
 
     def _release(self, *, hard: bool) -> None:

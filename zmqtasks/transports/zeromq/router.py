@@ -41,7 +41,9 @@ from zmqtasks.transports.zeromq.control import (
 )
 from zmqtasks.transports.zeromq.curve import protect_listener
 from zmqtasks.transports.zeromq.sockets import (
+    DONTWAIT,
     LINGER_MS,
+    MORE_DONTWAIT,
     MonitoredSocket,
     borrowed_socket,
     make_routing_ids_unpredictable,
@@ -103,8 +105,8 @@ class RouterComm(ZmqComm):
 
     def _push(self, part: bytes | memoryview) -> None:
         sock = self._router.socket
-        sock.zmq.send(self.routing_id, zmq.SNDMORE | zmq.DONTWAIT)
-        sock.zmq.send(part, zmq.DONTWAIT, copy=len(part) < LENT_BYTES)
+        sock.zmq.send(self.routing_id, MORE_DONTWAIT)
+        sock.zmq.send(part, DONTWAIT, copy=len(part) < LENT_BYTES)
         sock.look_again()
 
     def _push_control(self, data: bytes) -> None:
@@ -191,9 +193,9 @@ class Router:
     def push_control(self, routing_id: bytes, data: bytes) -> None:
         """Sends a control part."""
         sock = self.socket.zmq
-        sock.send(routing_id, zmq.SNDMORE | zmq.DONTWAIT)
-        sock.send(b"", zmq.SNDMORE | zmq.DONTWAIT)
-        sock.send(data, zmq.DONTWAIT)
+        sock.send(routing_id, MORE_DONTWAIT)
+        sock.send(b"", MORE_DONTWAIT)
+        sock.send(data, DONTWAIT)
         self.socket.look_again()
 
     def forget(self, comm: RouterComm) -> None:
@@ -223,11 +225,13 @@ class Router:
         while messages < _MESSAGES_PER_TURN and size < _BYTES_PER_TURN:
             if self.socket.closed:
                 return False
+            if messages == 1 and not self.socket.readable:
+                return self._end_cut()
             try:
-                routing_id = sock.recv(zmq.DONTWAIT)
+                routing_id = sock.recv(DONTWAIT)
             except zmq.Again:
                 return self._end_cut()  # which may send, and so need another look
-            part = sock.recv(zmq.DONTWAIT, copy=False)
+            part = sock.recv(DONTWAIT, copy=False)
             messages += 1
             comm = comms.get(routing_id)
             if comm is None:

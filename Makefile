@@ -1,6 +1,7 @@
 # Targets that need the package make `.venv` first; once it is there, nothing here needs the network.
 #   make demo | test | lint | bench | bench-net | docs | dask-suite | clean          PYTHON=python3.12 picks the interpreter
 #   make test ARGS="tests/cli -k status"                    ARGS goes to pytest (and to bench)
+#   make test PROCESSES=1                                   one test after the other
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,6 +11,8 @@ OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c '$(OLD_ENOUGH)' && { echo $$p; break; }; done)
 ARGS ?=
+# More than there may be processors: many tests wait most of the time, for a frozen peer or a heartbeat.
+PROCESSES ?= 3
 
 .PHONY: demo test lint bench bench-net docs dask-suite clean
 .DEFAULT_GOAL := demo
@@ -18,7 +21,7 @@ demo: $(STAMP)
 	@$(BIN)/python -m zmqtasks demo $(ARGS)
 
 test: $(STAMP)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadscope $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

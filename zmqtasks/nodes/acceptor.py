@@ -12,14 +12,13 @@ import logging
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from zmqtasks.config import Config
 from zmqtasks.errors import CommError, ConfigError, ZmqTasksError
 from zmqtasks.ids import InstanceId, SessionId
-from zmqtasks.nodes.data_server import DataServer
 from zmqtasks.nodes.links import PeerInfo, link_settings_at, own_versions, same_python, version_warnings
 from zmqtasks.nodes.session import Channel, ChannelHandler
 from zmqtasks.protocol.compression import own_codecs
@@ -50,6 +49,13 @@ LINES_PER_PERIOD = 10
 PERIOD_S = 10.0
 
 
+class DataHandler(Protocol):
+    """What takes over data links, as `DataServer` does."""
+
+    def serve(self, comm: Comm, theirs: Sequence[str] = (), compression: str = "auto") -> None:
+        """A comm whose handshake is done; see `DataServer.serve`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Admission:
     """A new node may come in.
@@ -62,7 +68,7 @@ class Admission:
     incoming: Any = None
     number: int = 0
     opened: Callable[[Channel], None] | None = None
-    data_handler: DataServer | None = None
+    data_handler: DataHandler | None = None
     warnings: tuple[str, ...] = ()
     """Lines for people at the other end."""
 

@@ -2,8 +2,9 @@
 
     python -m bench.compression
 
-All figures of a line come from the same run, in turns; loopback stands for a link that is faster than any codec, so
-the lines show the price, and the one for data that does not shrink the price of looking.
+All figures of a line come from the same run, in turns, and ratios are taken within each round; "off again" is a second
+link without compression: what it differs from the first is noise. Loopback stands for a link that is faster than any codec,
+so the lines show the price, and those for data that does not shrink the price of looking.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import uvloop
@@ -23,7 +25,6 @@ from zmqtasks.protocol.payload import Payload
 from zmqtasks.security import ClusterKey, Security
 
 MIB = 1 << 20
-ROUNDS = 15
 
 
 def kinds(size: int) -> dict[str, bytes]:
@@ -57,15 +58,30 @@ def codecs() -> None:
             print(f"{kind:18} {name:6} {len(made) / size:6.2f} {pack:10.2f} {unpack:12.2f} {sampling * 1e6:11.0f}")
 
 
-async def links() -> None:
-    """Gets over tcp on loopback, by mode; the median of the rounds, each a few gets of every mode in turn."""
+async def price() -> None:
+    """Gets of data that does not shrink, a codec forced, as a share of what off gives in the same round."""
     print(
-        f"\n{'data':18} {'MiB':>6} "
-        + " ".join(f"{mode + ' GB/s':>11} {'of off':>7}" for mode in ("off", "lz4", "zstd"))
+        f"\n{'does not shrink, MiB':20} {'off GB/s':>9} {'off again':>16} {'lz4':>16} {'zstd':>16}   median, quartiles"
     )
-    for size in (MIB // 16, MIB, 16 * MIB, 64 * MIB):
+    for size in (MIB // 16, MIB // 4, MIB, 16 * MIB, 64 * MIB):
+        rates = await _rates(np.random.default_rng(1).bytes(size), ("off", "off again", "lz4", "zstd"), 61)
+        cells = []
+        for mode in ("off again", "lz4", "zstd"):
+            ratios = [a / b for a, b in zip(rates[mode], rates["off"], strict=True)]
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            cells.append(f"{middle:5.3f} {low:4.2f}-{high:4.2f}")
+        print(f"{size / MIB:20.2f} {statistics.median(rates['off']):9.2f} " + " ".join(f"{c:>16}" for c in cells))
+
+
+async def links() -> None:
+    """Gets of data that shrinks over tcp on loopback, by mode: what a link faster than the codec loses."""
+    modes = ("off", "lz4", "zstd")
+    print(f"\n{'shrinks':18} {'MiB':>6} " + " ".join(f"{mode + ' GB/s':>11} {'of off':>7}" for mode in modes))
+    for size in (MIB // 16, MIB, 16 * MIB):
         for kind, raw in kinds(size).items():
-            rates = await _rates(raw)
+            if kind == "random bytes":
+                continue
+            rates = await _rates(raw, modes, 7)
             off = rates["off"]
             ratios = {
                 mode: statistics.median(a / b for a, b in zip(each, off, strict=True)) for mode, each in rates.items()
@@ -74,13 +90,14 @@ async def links() -> None:
             print(f"{kind:18} {size / MIB:6.2f} " + " ".join(cells))
 
 
-async def _rates(raw: bytes) -> dict[str, list[float]]:
+async def _rates(raw: bytes, modes: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """By mode ("off again" is off), the rate of each round; every second round goes backwards."""
     security = Security(ClusterKey.generate())
     payload = Payload(b"", [memoryview(raw)])
     ends = []
     rates: dict[str, list[float]] = {}
-    for mode in ("off", "lz4", "zstd"):
-        config = dataclasses.replace(Config(), compression=mode)
+    for mode in modes:
+        config = dataclasses.replace(Config(), compression=mode.split()[0])
         server = DataServer(lambda keys: [(key, payload) for key in keys], lambda items: None)
         acceptor = Acceptor(
             security=security,
@@ -93,9 +110,9 @@ async def _rates(raw: bytes) -> dict[str, list[float]]:
         pool = DataPool(security=security, config=config, instance_id=new_instance_id(), name="bench")
         ends.append((mode, acceptor, server, pool, address))
         rates[mode] = []
-    gets = max(1, min(50, 4 * MIB // len(raw)))
-    for number in range(ROUNDS + 2):
-        for mode, _, _, pool, address in ends:
+    gets = max(1, min(100, 16 * MIB // len(raw)))
+    for number in range(rounds + 2):
+        for mode, _, _, pool, address in ends if number % 2 else reversed(ends):
             began = time.perf_counter()
             for _ in range(gets):
                 await pool.get(address, [1])
@@ -108,6 +125,12 @@ async def _rates(raw: bytes) -> dict[str, list[float]]:
     return rates
 
 
+async def main() -> None:
+    """Both."""
+    await price()
+    await links()
+
+
 if __name__ == "__main__":
     codecs()
-    uvloop.run(links())
+    uvloop.run(main())

@@ -23,7 +23,13 @@ from zmqtasks.transports.inproc import InprocTransport
 T = TypeVar("T")
 
 SCHEMES = ["tcp", "zmq", "inproc"]
-LISTEN = {"tcp": "tcp://127.0.0.1:0", "zmq": "zmq://127.0.0.1:0", "inproc": "inproc://links-test"}
+LISTEN = {
+    "tcp": "tcp://127.0.0.1:0",
+    "zmq": "zmq://127.0.0.1:0",
+    "inproc": "inproc://links-test",
+    "unix": "unix://",
+    "shm": "shm://",
+}
 SECURITY = Security(ClusterKey.generate())
 CONFIG = Config(connect_timeout_s=5, handshake_timeout_s=5, heartbeat_s=5, grace_s=10)
 

@@ -22,10 +22,8 @@ def brake(wire: Cable, rate: str) -> None:
 
 
 def grid(rows):
-    """A MiB for 128 rows, of which an eighth can be saved: not worth the work on a fast link."""
-    made = np.random.default_rng(rows).integers(0, 1 << 62, (rows, 1024))
-    made[:, 896:] = 0
-    return made
+    """A MiB for 128 rows, which lz4 makes 0.64 of at some 0.7 GB/s: worth the work up to about 0.2 GB/s."""
+    return np.random.default_rng(rows).integers(0, 1 << 24, (rows, 1024))
 
 
 def total(array):
@@ -33,23 +31,23 @@ def total(array):
 
 
 @needs_namespaces
-@pytest.mark.parametrize("rate", ["200mbit", None])
-def test_auto_compresses_on_a_slow_link_only(rate: str | None) -> None:
-    with two_hosts("tcp") as hosts:
+@pytest.mark.parametrize(("protocol", "rate"), [("tcp", "200mbit"), ("zmq", "200mbit"), ("tcp", None)])
+def test_auto_compresses_on_a_slow_link_only(protocol: str, rate: str | None) -> None:
+    with two_hosts(protocol) as hosts:
         if rate:
             brake(hosts.cable, rate)
-        for rows in (4096, 4097, 4098, 4099):  # 32 MiB each, the first to see how fast it goes
+        for rows in (2048, 2049, 2050, 2051):  # 16 MiB each, the first to see how fast it goes
             made = hosts.client.submit(grid, rows, workers=[hosts.here])
             used = hosts.client.submit(total, made, workers=[hosts.there])
             assert used.result(timeout=60) == total(grid(rows))
 
-        def counted() -> dict[str, int]:
+        def counted() -> dict[str, float]:
             worker = hosts.client.scheduler_info()["workers"][hosts.here]
             return worker["metrics"]["compression"]
 
         if rate:
             wait_until(lambda: counted().get("compressed", 0) >= 3, "the worker compressed")
-            assert counted()["bytes_out"] < 0.9 * counted()["bytes_in"]
+            assert counted()["ratio"] == pytest.approx(0.64, abs=0.02)
         else:
             wait_until(lambda: sum(counted().get(n, 0) for n in ("compressed", "declined_by_rate")) >= 4, "it counted")
-            assert counted()["declined_by_rate"] >= 2
+            assert counted()["compressed"] == 0

@@ -14,10 +14,10 @@ from tests.nodes.test_data import Store, blob, pool_of
 from zmqtasks.ids import new_instance_id
 from zmqtasks.nodes import data_packing, links
 from zmqtasks.nodes.channel import DataServer
-from zmqtasks.protocol import ops
+from zmqtasks.protocol import compression, ops
 from zmqtasks.protocol.codec import Codec
-from zmqtasks.protocol.compression import BLOCK_BYTES
-from zmqtasks.protocol.frames import DATA_LIMITS, MIB
+from zmqtasks.protocol.compression import BLOCK_BYTES, Counters
+from zmqtasks.protocol.frames import DATA_LIMITS, KIB, MIB
 from zmqtasks.protocol.handshake import LinkRequest
 from zmqtasks.protocol.payload import Payload
 from zmqtasks.protocol.serialize import deserialize, serialize
@@ -60,11 +60,13 @@ def test_forced_compression_goes_both_ways(scheme: str, codec: str) -> None:
     run(main())
 
 
-@pytest.mark.parametrize("scheme", ["tcp", "zmq", "inproc"])
-@pytest.mark.parametrize("mode", ["auto", "off", "lz4"])
+@pytest.mark.parametrize(
+    ("scheme", "mode"),
+    [(scheme, mode) for scheme in ("tcp", "zmq", "unix", "shm", "inproc") for mode in ("auto", "off")]
+    + [(scheme, "lz4") for scheme in ("unix", "shm", "inproc")],
+)
 def test_links_within_a_host_are_left_alone(scheme: str, mode: str) -> None:
-    if mode == "lz4" and scheme != "inproc":
-        pytest.skip("forced")
+    """Asking for a codec compresses on loopback, for tests of it; where no byte can leave the host it means nothing."""
 
     async def main() -> None:
         store = Store()
@@ -76,6 +78,38 @@ def test_links_within_a_host_are_left_alone(scheme: str, mode: str) -> None:
             await pool.get(address, [1])
             assert not any(pool.compression.as_dict().values())
             assert not any(server.compression.as_dict().values())
+            await pool.close()
+
+    run(main())
+
+
+def test_data_that_does_not_shrink_is_not_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+    sampled_ratio = compression.sampled_ratio
+
+    def counting(frame: memoryview, codec: compression.Codec) -> float:
+        looks.append(1)
+        return sampled_ratio(frame, codec)
+
+    monkeypatch.setattr(compression, "sampled_ratio", counting)
+
+    async def main() -> None:
+        store = Store()
+        store.values["noise"] = Payload(b"h", [memoryview(os.urandom(256 * KIB))])
+        store.values["text"] = blob(256 * KIB)
+        server = store.server()
+        async with listening("tcp", config=dataclasses.replace(CONFIG, compression="lz4"), data_server=server) as (
+            _,
+            address,
+        ):
+            pool = pool_of()
+            for _ in range(20):
+                await pool.get(address, ["noise"])
+            assert 2 <= len(looks) <= 4
+            assert server.compression.as_dict() == Counters(declined_by_sample=20).as_dict()
+            for _ in range(40):  # 10 MiB: past what the declines above may spare
+                await pool.get(address, ["text"])
+            assert server.compression.compressed > 20
             await pool.close()
 
     run(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from zmqtasks.errors import ConfigError, RemoteProtocolError
 from zmqtasks.protocol import compression
-from zmqtasks.protocol.compression import BLOCK_BYTES, HIDDEN_BYTES, Codec, LinkRate, Verdict
+from zmqtasks.protocol.compression import BLOCK_BYTES, HIDDEN_BYTES, Codec, LinkRate, SampleBackoff, Verdict
 from zmqtasks.protocol.frames import KIB, MIB
 from zmqtasks.protocol.serialize import serialize
 
@@ -142,6 +143,42 @@ def test_answers_show_that_a_link_is_at_least_so_fast() -> None:
     assert rate.bytes_per_s == pytest.approx(MIB * 10)
     rate.told = 1e9
     assert rate.bytes_per_s == 1e9
+
+
+def test_declines_spare_the_data_behind_them_for_a_while() -> None:
+    backoff = SampleBackoff()
+    assert not backoff.are_spared(64 * KIB)
+    backoff.declined()
+    assert [backoff.are_spared(256 * KIB) for _ in range(5)] == [True] * 4 + [False]
+    backoff.declined()
+    assert not backoff.are_spared(2 * MIB + 1)  # large enough to be worth a look
+    for _ in range(10):
+        backoff.declined()
+    spared = 0
+    while backoff.are_spared(MIB):
+        spared += 1
+    assert spared == 16
+    backoff.accepted()
+    assert not backoff.are_spared(1)
+
+
+@every_codec
+def test_packing_and_unpacking_take_the_result_and_a_few_blocks(name: str) -> None:
+    half = b"".join(os.urandom(256) + bytes(256) for _ in range(32 * 2 * KIB))  # 32 MiB
+    tracemalloc.start()
+    try:
+        made = compression.compress(half, codec(name))
+        assert made is not None
+        peak = tracemalloc.get_traced_memory()[1]
+        assert peak < len(made) * 9 / 8 + 4 * BLOCK_BYTES  # a growing bytearray takes an eighth more
+        target = memoryview(bytearray(len(half)))
+        before = tracemalloc.get_traced_memory()[0]
+        tracemalloc.reset_peak()
+        back = compression.decompress_untrusted(memoryview(made), name, len(half), lambda _: target)
+        assert tracemalloc.get_traced_memory()[1] - before < 4 * BLOCK_BYTES
+        assert back == half
+    finally:
+        tracemalloc.stop()
 
 
 def refused(frame: bytes, name: str, size: int, match: str) -> None:

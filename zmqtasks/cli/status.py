@@ -60,6 +60,9 @@ def _show(info: dict[str, Any]) -> None:
         table.add_column(heading, no_wrap=True)
     for heading in ("threads", "tasks", "memory", "limit", "results", "cpu"):
         table.add_column(heading, justify="right", no_wrap=True)
+    compression = any(worker["metrics"].get("compression") for worker in workers.values())
+    if compression:
+        table.add_column("compressed", no_wrap=True)
     for address, worker in sorted(workers.items(), key=lambda item: item[1]["name"]):
         metrics = worker["metrics"]
         table.add_row(
@@ -72,8 +75,21 @@ def _show(info: dict[str, Any]) -> None:
             _size(worker["memory_limit"]) if worker["memory_limit"] else "none",
             f"{metrics['stored_keys']:,} ({_size(metrics['stored_bytes'])})",
             f"{metrics['cpu']:.0f} %" if metrics["memory"] else "-",
+            *([_compressed(metrics.get("compression", {}))] if compression else []),
         )
     console.print(table)
+
+
+def _compressed(counted: dict[str, float]) -> str:
+    """What became of a worker's large frames; "-" when there were none."""
+    said = []
+    if frames := counted.get("compressed"):
+        said.append(
+            f"{frames:,} ({_size(counted['bytes_in'])} to {_size(counted['bytes_out'])}, {counted['ratio']:.0%})"
+        )
+    declined = {"declined_by_sample": "do not shrink", "declined_by_rate": "link is faster"}
+    said += [f"{count:,} {why}" for name, why in declined.items() if (count := counted.get(name))]
+    return ", ".join(said) or "-"
 
 
 def _count(number: int, what: str) -> str:

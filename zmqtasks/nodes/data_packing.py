@@ -18,7 +18,7 @@ import msgspec
 
 from zmqtasks.errors import ProtocolError, RemoteProtocolError
 from zmqtasks.protocol import compression
-from zmqtasks.protocol.compression import Codec, Counters, LinkRate, Verdict
+from zmqtasks.protocol.compression import Codec, Counters, LinkRate, SampleBackoff, Verdict
 from zmqtasks.protocol.frames import DATA_LIMITS, KIB, MIB, Buffer, Frames, total_size
 from zmqtasks.protocol.ops import DataSent, PutData
 from zmqtasks.transports import registry
@@ -43,28 +43,43 @@ class Packer:
     def __init__(self, comm: Comm, mode: str, theirs: Sequence[str], totals: Counters) -> None:
         """`theirs`: codecs that the peer can read; `totals` counts along. Raises ConfigError as `codec_for` does."""
         scheme, _ = split_scheme(comm.peer_address)
-        crosses = registry.get_transport(scheme).capabilities.crosses_processes
+        leaves = registry.get_transport(scheme).capabilities.crosses_hosts
         self._comm = comm
         self._forced = mode not in ("auto", "off")
-        useful = crosses and (self._forced or not comm.same_host)
-        # zmq does not know where its sockets lead: what is bound to or dialed at loopback stays here.
-        useful = useful and (self._forced or not _is_loopback(comm))
+        useful = leaves and (self._forced or not comm.same_host)
         self.codec: Codec | None = compression.codec_for(mode, theirs) if useful else None
         self.rate = LinkRate()
         self.counters = Counters()
         self._totals = totals
         self._compressible = 0
+        self._samples = SampleBackoff()
+        self._decided: tuple[Sequence[Buffer], list[int]] | None = None
 
-    def concerns(self, frames: Frames) -> bool:
-        """Whether a message must go through `pack` and its sending be measured; small ones need not."""
-        return self.codec is not None and total_size(frames) >= compression.SMALLEST_BYTES
+    def goes_at_once(self, frames: Sequence[Buffer]) -> bool:
+        """Whether a message needs neither `pack` nor `drain`: nothing of it shrinks, and it tells nothing about the link.
+
+        What was decided here is remembered for `pack`, should that be called with the same frames next.
+        """
+        codec = self.codec
+        if codec is None:
+            return True
+        size = total_size(frames)
+        if size < compression.SMALLEST_BYTES:
+            return True
+        if size >= compression.HIDDEN_BYTES and not self._forced:
+            return False
+        chosen = self._choose(codec, frames)
+        self._decided = (frames, chosen) if chosen else None
+        return not chosen
 
     async def pack(self, op: Values, frames: Sequence[Buffer]) -> tuple[Values, Sequence[Buffer]]:
         """The op and its payload frames, as they are to be sent; the frames given are left alone."""
         codec = self.codec
         if codec is None:
             return op, frames
-        chosen = self._choose(codec, frames)
+        decided, self._decided = self._decided, None
+        chosen = decided[1] if decided is not None and decided[0] is frames else self._choose(codec, frames)
+        del decided
         if not chosen:
             return op, frames
         packed = list(frames)
@@ -79,6 +94,7 @@ class Packer:
                 made = await asyncio.to_thread(compression.compress, raw, codec)
             if made is None:
                 counted.declined_by_sample += 1
+                self._samples.declined()
                 continue
             packed[index], codecs[index], raw_sizes[index] = made, codec.name, size
             counted.compressed += 1
@@ -90,15 +106,15 @@ class Packer:
         return msgspec.structs.replace(op, codecs=codecs, raw_sizes=raw_sizes), packed
 
     def send(self, message: Frames) -> None:
-        """Sends on the link, and notes it for the link's rate."""
-        if self.codec is not None:
+        """Sends on the link, and notes it for the link's rate, unless that decides nothing."""
+        if self.codec is not None and not self._forced:
             self.rate.sending(total_size(message), self._comm.queued_bytes, time.monotonic())
         self._comm.send(message)
 
     async def drain(self) -> None:
         """Drains the link, and measures how fast it did."""
         await self._comm.drain()
-        if self.codec is not None:
+        if self.codec is not None and not self._forced:
             self.rate.looked(self._comm.queued_bytes, time.monotonic())
 
     def decompressed(self, frames: int) -> None:
@@ -109,8 +125,13 @@ class Packer:
         link_rate = None if self._forced else self.rate.bytes_per_s
         counted, chosen = Counters(), []
         for index, frame in enumerate(frames):
+            size = total_size((frame,))
+            if size >= compression.SMALLEST_BYTES and self._samples.are_spared(size):
+                counted.declined_by_sample += 1
+                continue
             match compression.decide(frame, codec, link_rate).verdict:
                 case Verdict.COMPRESS:
+                    self._samples.accepted()
                     self._compressible += 1
                     if self._forced or self._compressible % compression.REMEASURE_EVERY:
                         chosen.append(index)
@@ -121,6 +142,7 @@ class Packer:
                 case Verdict.RATE:
                     counted.declined_by_rate += 1
                 case Verdict.SAMPLE:
+                    self._samples.declined()
                     counted.declined_by_sample += 1
         self._count(counted)
         return chosen
@@ -212,14 +234,6 @@ class Inbox:
             self._task = None
         if self._ended is not None:
             self._ended()
-
-
-def _is_loopback(comm: Comm) -> bool:
-    for address in (comm.local_address, comm.peer_address):
-        host = split_scheme(address)[1].rsplit(":", 1)[0].strip("[]")
-        if host in ("localhost", "::1") or host.startswith("127."):
-            return True
-    return False
 
 
 def _packed_untrusted(ops: Batch, frames: list[memoryview]) -> DataSent | PutData | None:

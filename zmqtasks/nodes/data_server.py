@@ -125,7 +125,7 @@ class _AnsweringLink:
         if self._task is None and self._comm.queued_bytes < QUEUE_BYTES:
             # The common case, a small answer on a free link, needs no task.
             message = next(answer, None)
-            if message is not None and not self._packer.concerns(message[1]):
+            if message is not None and self._packer.goes_at_once(message[1]):
                 self._send(*message)
                 message = next(answer, None)
             if message is None:

@@ -78,7 +78,7 @@ class Queries:
                 "processing": len(worker.processing),
                 "stored_keys": worker.stored_keys,
                 "stored_bytes": worker.stored_bytes,
-                "compression": worker.compression,
+                "compression": _with_ratio(worker.compression),
             },
         }
 
@@ -157,3 +157,9 @@ class Queries:
     def events(self, query: Query) -> list[list[Any]]:
         """The unusual events that are remembered: time, about what, what."""
         return [list(event) for event in self.state.events]
+
+
+def _with_ratio(counted: dict[str, int]) -> dict[str, int | float]:
+    """Counters by name, with the `ratio` of bytes after and before compression where there are any."""
+    before = counted.get("bytes_in", 0)
+    return {**counted, "ratio": round(counted["bytes_out"] / before, 4)} if before else dict(counted)

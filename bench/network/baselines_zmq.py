@@ -77,6 +77,8 @@ def bandwidth(
 def round_trips_blocking(sock: zmq.Socket[bytes], size: int, count: int, time_s: float) -> Quantiles:
     """Round trips with an `echo`: both threads sleep in `recv`."""
     message = b"\xa5" * size
+    sock.send(message)
+    sock.recv()  # the other end has started
     times: list[float] = []
     end = time.perf_counter() + time_s
     while len(times) < count + _WARM_UP and (len(times) < 2 or time.perf_counter() < end):
@@ -98,13 +100,14 @@ async def _ping(sock: zmq.Socket[bytes], size: int, count: int, time_s: float) -
     done = loop.create_future()
     message = b"\xa5" * size
     times: list[float] = []
-    end = time.perf_counter() + time_s
-    began = 0.0
+    began = end = 0.0
 
     def came(answer: bytes) -> None:
-        nonlocal began
+        nonlocal began, end
         now = time.perf_counter()
-        if answer != b"ready":
+        if answer == b"ready":
+            end = now + time_s  # only now: starting the other end takes longer than some measurements
+        else:
             times.append(now - began)
         if len(times) < count and now < end:
             began = time.perf_counter()

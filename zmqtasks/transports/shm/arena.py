@@ -15,7 +15,8 @@ memory): new pages through the mapping 0.9 GB/s, by `pwrite` 2.8; pages that exi
 mapped pages 11 to 13. So new pages are written, then mapped when the block is used again.
 
 *Threads.* All methods may be called from any thread. Finalizers, which run wherever the last reference is dropped, and
-so perhaps within one of these methods, do nothing but append to a deque.
+so perhaps within one of these methods, do nothing but append to a deque. What allocates may run finalizers of anybody,
+which may call anything here: a thread that is inside already finds the arena full, and what it releases waits.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ import threading
 import time
 import weakref
 from collections import OrderedDict, deque
+from collections.abc import Callable
 from pathlib import Path
 
 from zmqtasks.protocol.frames import GIB, MIB, Buffer
@@ -78,6 +80,7 @@ class Arena:
             raise
         self._memory = memoryview(native.memory_at(self._address, self.size)).cast("B")
         self._lock = threading.Lock()
+        self._inside = 0  # the thread that has the lock
         self._new: list[tuple[int, int]] = [(0, self.size)]  # offset and size of what has no pages, sorted
         self._warm: dict[int, list[Block]] = {}  # by size; the last one was returned last
         self._warm_bytes = 0
@@ -86,7 +89,10 @@ class Arena:
         self._own: dict[int, weakref.ref[object]] = {}  # memory from `allocate`, by offset
         self._own_blocks: list[tuple[int, Block]] = []  # the same, sorted by offset
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # by id of the frame, the last used one last
-        self._dropped: deque[Block] = deque()  # what finalizers have let go of
+        # What others, finalizers among them, have let go of; taken up inside the lock.
+        self._dropped: deque[Block] = deque()
+        self._released: deque[Block] = deque()
+        self._unwanted: deque[weakref.ref[memoryview]] = deque()
 
     @property
     def resident_bytes(self) -> int:
@@ -96,23 +102,31 @@ class Arena:
     @property
     def free_bytes(self) -> int:
         """Of that, what nobody holds."""
-        with self._lock:
-            self._settle()
-            return self._warm_bytes
+        if self._enter():
+            try:
+                self._settle()
+            finally:
+                self._leave()
+        return self._warm_bytes
 
     @property
     def held_blocks(self) -> int:
         """Blocks that somebody holds."""
-        with self._lock:
-            self._settle()
-            return self._held
+        if self._enter():
+            try:
+                self._settle()
+            finally:
+                self._leave()
+        return self._held
 
     # -- blocks
 
     def take(self, size_bytes: int) -> Block | None:
         """A block of at least that size, held once; None: the arena is full."""
         size = block_size(size_bytes)
-        with self._lock:
+        if not self._enter():
+            return None
+        try:
             self._settle()
             block = self._take_warm(size) or self._take_new(size, size_bytes)
             if block is None:
@@ -124,16 +138,17 @@ class Arena:
                 self._resident += pages - block.filled
                 block.filled = pages
             return block
-
-    def hold(self, block: Block) -> None:
-        """One more who looks at it."""
-        with self._lock:
-            block.holds += 1
+        finally:
+            self._leave()
 
     def release(self, block: Block) -> None:
-        """One less."""
-        with self._lock:
-            self._release(block)
+        """One less looks at it."""
+        self._released.append(block)
+        if self._enter():
+            try:
+                self._settle()
+            finally:
+                self._leave()
 
     def fill(self, block: Block, start: int, content: memoryview) -> None:
         """Copies into a block that is held, and that nobody else looks at yet."""
@@ -154,29 +169,34 @@ class Arena:
 
     def allocate(self, size_bytes: int) -> memoryview | None:
         """Writable memory that is sent without a copy; it comes back when its last view and its last lease are gone."""
-        block = self.take(size_bytes)
+        block = self.take(size_bytes) if native.ends_exactly() else None
         if block is None:
             return None
         block.present = block.filled
-        owner = native.memory_at(self._address + block.offset, block.size)
+        owner = native.owned_memory(self._address + block.offset, block.size)
         dropped = self._dropped
 
         def gone(_: object) -> None:
             dropped.append(block)
 
-        with self._lock:
+        if not self._enter():
+            self.release(block)
+            return None
+        try:
             self._own[block.offset] = weakref.ref(owner, gone)
             bisect.insort(self._own_blocks, (block.offset, block), key=_offset)
-        return memoryview(owner).cast("B")[:size_bytes]
+        finally:
+            self._leave()
+        return owner.data[:size_bytes]
 
     def find(self, frame: Buffer) -> tuple[Block, int] | None:
         """The block, now held once more, and the offset in the file of a frame that lies in memory from `allocate`."""
         if not self._own_blocks:
             return None
         offset = native.address_of(frame) - self._address
-        if not 0 <= offset < self.size:
+        if not 0 <= offset < self.size or not self._enter():
             return None
-        with self._lock:
+        try:
             index = bisect.bisect_right(self._own_blocks, offset, key=_offset) - 1
             if index < 0:
                 return None
@@ -185,20 +205,28 @@ class Arena:
                 return None
             block.holds += 1
             return block, offset
+        finally:
+            self._leave()
 
     # -- copies for the next reader
 
     def keep(self, frame: memoryview, block: Block) -> None:
         """Remembers that `block` has the content of `frame`, which will not change any more, for as long as it lives."""
-        with self._lock:
+        if not self._enter():
+            return
+        try:
             self._settle()
             self._forget(id(frame))
             block.holds += 1
-            self._kept[id(frame)] = _Kept(frame, block)
+            self._kept[id(frame)] = _Kept(frame, block, self._unwanted.append)
+        finally:
+            self._leave()
 
     def kept(self, frame: memoryview) -> Block | None:
         """The block, held once more, with the content of that very frame."""
-        with self._lock:
+        if not self._enter():
+            return None
+        try:
             kept = self._kept.get(id(frame))
             if kept is None or kept.frame() is not frame:
                 return None
@@ -206,24 +234,51 @@ class Arena:
             self._kept.move_to_end(id(frame))
             kept.block.holds += 1
             return kept.block
+        finally:
+            self._leave()
 
     # -- giving memory back
 
     def trim(self, now: float) -> bool:
         """Gives idle memory back; says whether there is more to give back later."""
-        with self._lock:
+        if not self._enter():
+            return True
+        try:
             self._settle()
             for number, kept in list(self._kept.items()):
-                if kept.block.holds == 1 and (kept.frame() is None or now - kept.used >= IDLE_S):
+                if kept.block.holds == 1 and now - kept.used >= IDLE_S:
                     self._forget(number)
             for blocks in list(self._warm.values()):
                 while blocks and now - blocks[0].free_since >= IDLE_S:
                     self._cool(blocks.pop(0))
             return bool(self._warm_bytes or self._kept or self._own)
+        finally:
+            self._leave()
 
     # -- inside the lock
 
+    def _enter(self) -> bool:
+        """Takes the lock; False: this thread is inside already, by way of somebody's finalizer."""
+        me = threading.get_ident()
+        if self._inside == me:
+            return False
+        self._lock.acquire()
+        self._inside = me
+        return True
+
+    def _leave(self) -> None:
+        self._inside = 0
+        self._lock.release()
+
     def _settle(self) -> None:
+        while self._released:
+            self._release(self._released.popleft())
+        while self._unwanted:
+            frame = self._unwanted.popleft()
+            assert isinstance(frame, _FrameRef)
+            kept = self._kept.get(frame.number)
+            if kept is not None and kept.frame is frame:
+                self._forget(frame.number)
         while self._dropped:
             block = self._dropped.popleft()
             self._own.pop(block.offset, None)
@@ -304,13 +359,22 @@ class Arena:
         self._new.insert(index, (offset, size))
 
 
+class _FrameRef(weakref.ref[memoryview]):
+    """Watches a frame; when it tells the frame's end too early, a copy is made again, and that is all."""
+
+    __slots__ = ("number",)
+
+    number: int
+
+
 class _Kept:
     """A copy, and the frame that it is of."""
 
     __slots__ = ("block", "frame", "used")
 
-    def __init__(self, frame: memoryview, block: Block) -> None:
-        self.frame = weakref.ref(frame)
+    def __init__(self, frame: memoryview, block: Block, ended: Callable[[weakref.ref[memoryview]], None]) -> None:
+        self.frame = _FrameRef(frame, ended)
+        self.frame.number = id(frame)
         self.block = block
         self.used = time.monotonic()
 

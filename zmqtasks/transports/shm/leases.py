@@ -3,15 +3,12 @@
 A lease is one mapping of its own, copy on write: a frame may be written to like any other, what is written is this
 process's alone and goes with the mapping, and the same block lent twice is two frames.
 
-What tells that nobody looks any more must be below every view: numpy shortens chains of bases, so that a finalizer on a
-slice or a memoryview fires while arrays still live. Here one ctypes object stands for the mapping; all views export its
-buffer and so keep it, and only its own end counts. That may come in any thread, at any allocation: what happens then
-takes no lock.
+What tells that nobody looks any more stands below every view, and is unknown to the garbage collector: see
+`native.owned_memory`. Its end may come in any thread, at any allocation: what happens then takes no lock.
 """
 
 from __future__ import annotations
 
-import ctypes
 import os
 import weakref
 
@@ -26,7 +23,7 @@ MOST_MAPPINGS = 16_384
 """Leases that are mapped at the same time; further ones are copied. Linux allows a process 65,530 mappings."""
 
 
-class _Lease(weakref.ref[ctypes.Array[ctypes.c_ubyte]]):
+class _Lease(weakref.ref["native.Owner"]):
     """Watches the owner of a mapping."""
 
     __slots__ = ("address", "number", "returning", "size")
@@ -56,7 +53,7 @@ def borrow_untrusted(
         raise RemoteProtocolError(
             f"the peer lent {size_bytes} bytes at {offset} of an arena that has {arena.size}, in steps of {ALIGNMENT}"
         )
-    if len(_leases) < MOST_MAPPINGS:
+    if len(_leases) < MOST_MAPPINGS and native.ends_exactly():
         skipped = offset % PAGE_BYTES
         length = skipped + size_bytes
         length += -length % PAGE_BYTES
@@ -65,15 +62,15 @@ def borrow_untrusted(
         except OSError:
             pass  # no room for addresses, or a strict system that counts them as memory
         else:
-            owner = native.memory_at(address, length)
+            owner = native.owned_memory(address, length)
             lease = _Lease(owner, _gone)
             lease.address, lease.size, lease.number, lease.returning = address, length, number, returning
             _leases[id(lease)] = lease
-            return memoryview(owner).cast("B")[skipped : skipped + size_bytes]
+            return owner.data[skipped : skipped + size_bytes]
     return _copy_untrusted(arena, offset, size_bytes, number, returning)
 
 
-def _gone(lease: weakref.ref[ctypes.Array[ctypes.c_ubyte]]) -> None:
+def _gone(lease: weakref.ref[native.Owner]) -> None:
     assert isinstance(lease, _Lease)
     _leases.pop(id(lease), None)
     native.unmap(lease.address, lease.size)

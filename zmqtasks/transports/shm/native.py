@@ -13,14 +13,21 @@ import functools
 import mmap
 import os
 import stat
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from zmqtasks.errors import RemoteProtocolError
 from zmqtasks.protocol.frames import Buffer
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Owner: TypeAlias = np.ndarray[Any, np.dtype[np.uint8]]
 
 PAGE_BYTES = mmap.PAGESIZE
 
 _MAP_NORESERVE = 0x4000  # linux/mman.h, the same on x86 and arm
 _TMPFS_MAGIC = 0x01021994  # linux/magic.h; memory files made of huge pages have another
+_KNOWN_TO_COLLECTOR = 1 << 14  # Py_TPFLAGS_HAVE_GC in CPython's object.h
 _STATFS_BYTES = 256  # struct statfs has 120 bytes; its first word is the type
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -107,6 +114,28 @@ def punch_hole(address: int, size_bytes: int) -> None:
 def memory_at(address: int, size_bytes: int) -> ctypes.Array[ctypes.c_ubyte]:
     """An object that stands for a piece of memory: every view of it keeps the object, which owns nothing itself."""
     return _bytes_type(size_bytes).from_address(address)
+
+
+def owned_memory(address: int, size_bytes: int) -> Owner:
+    """What stands below every view of a piece of memory, so that its end is the end of them all: an array.
+
+    Its end must be known exactly, and a weak reference to most objects does not tell it: the collector calls those of
+    objects in a cycle first, then finalizers, which may look at the memory and even save it. An array is not known to
+    the collector, so nothing but its count of references ends it, when nobody has it; and a memoryview, which is known,
+    is no part of a cycle for as long as an array stands on it. numpy shortens chains of arrays, but not below one that
+    stands on another kind of object, as this does.
+    """
+    import numpy as np
+
+    return np.frombuffer(memoryview(memory_at(address, size_bytes)).cast("B"), np.uint8)
+
+
+@functools.cache
+def ends_exactly() -> bool:
+    """Whether arrays of this numpy are what `owned_memory` needs them to be: unknown to the collector."""
+    import numpy as np
+
+    return not np.ndarray.__flags__ & _KNOWN_TO_COLLECTOR
 
 
 @functools.lru_cache(512)

@@ -71,15 +71,23 @@ def zmq_lends_memory() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left() -> Iterator[None]:
-    """Fails the test that leaves a process, a file or a descriptor."""
+def nothing_is_left(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails the test that leaves a process, a file or a descriptor.
+
+    Descriptors may stay after a test that is marked `ucx_keeps_its_worker`: a fault of ucxx, see `UcxWorker.release`.
+    """
+    tolerant = request.node.get_closest_marker("ucx_keeps_its_worker") is not None
     processes, files, descriptors = _pids(), _files(), _descriptors()
     yield
     deadline = time.monotonic() + SETTLE_S
     while left := [
         *_processes_since(processes),
         *(f"file {name}" for name in sorted(_files() - files)),
-        *(f"descriptor {number} ({target})" for number, target in _descriptors().items() if number not in descriptors),
+        *(
+            f"descriptor {number} ({target})"
+            for number, target in _descriptors().items()
+            if number not in descriptors and not tolerant
+        ),
     ]:
         if time.monotonic() > deadline:
             pytest.fail("the test left behind: " + "; ".join(left))

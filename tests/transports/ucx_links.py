@@ -10,7 +10,7 @@ import pytest
 
 from zmqtasks.errors import CommBrokenError, ConnectError, RemoteProtocolError
 from zmqtasks.protocol.frames import MIB
-from zmqtasks.testing.comms import Recorder
+from zmqtasks.testing.comms import Recorder, wait_until
 from zmqtasks.testing.conformance import TransportConformance
 from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, ConformanceBase, end
 from zmqtasks.transports import Comm, LinkSettings, connect, get_transport
@@ -96,6 +96,7 @@ class TestLarge(ConformanceBase):
         assert isinstance(self.lie(pack_offer(1, b"address")[:-1] + b"x"), RemoteProtocolError)
         assert isinstance(self.lie(announced), CommBrokenError)  # and never sends
 
+    @pytest.mark.ucx_keeps_its_worker
     def test_a_chunk_of_another_size(self) -> None:
         async def test() -> None:
             async with self.link() as (ours, theirs):
@@ -107,6 +108,30 @@ class TestLarge(ConformanceBase):
                 ours._large.append(memoryview(bytes(2 * MIB)))  # type: ignore[attr-defined]
                 ours.send([bytes(3 * MIB)])
                 assert isinstance(await there.wait_end(), RemoteProtocolError)
+
+        self.run(test())
+
+    @pytest.mark.ucx_keeps_its_worker
+    def test_links_cut_while_they_send_leave_one_worker(self) -> None:
+        """ucxx keeps the worker of such a link; the next one takes the same."""
+
+        async def cut() -> None:
+            async with self.link() as (ours, theirs):
+                here, there = Recorder(ours), Recorder(theirs)
+                ours.send([b"1"])
+                theirs.send([b"1"])
+                await there.wait_messages(1)
+                await here.wait_messages(1)
+                theirs.pause_receiving()
+                ours.send([bytes(3 * MIB)])
+                ours.abort("not needed any more")
+
+        async def test() -> None:
+            await cut()
+            before = len(os.listdir("/proc/self/fd"))
+            for _ in range(5):
+                await cut()
+            await wait_until(lambda: len(os.listdir("/proc/self/fd")) <= before, "more workers of UCX were left")
 
         self.run(test())
 

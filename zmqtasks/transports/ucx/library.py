@@ -33,8 +33,8 @@ _OURS = ("UCX_", "UCXPY_", "RAPIDS_")
 _RESOURCE = re.compile(r"^#.*resource.*md.*dev.*flags.*$", re.MULTILINE)
 _KINDS = {"sm": ("posix", "sysv", "cma", "xpmem", "knem"), "shm": ("posix", "sysv", "cma", "xpmem", "knem")}
 
-_Request = tuple[Any, memoryview, Callable[[Exception | None], None]]
-"""What UCX is at, the memory it must not lose, and who wants to know."""
+_Request = tuple[Any, memoryview, Callable[[Exception | None], None], Any]
+"""What UCX is at, the memory it must not lose, who wants to know, and the endpoint that sends."""
 
 _lock = threading.Lock()
 _context: Any = None
@@ -95,10 +95,12 @@ def _tell_transports(active: set[str]) -> None:
 
 def take_worker(loop: asyncio.AbstractEventLoop) -> UcxWorker:
     """The worker of `loop`, shared by its comms; each gives it back by `release`."""
+    for other in [other for other in _workers if other.is_closed()]:
+        del _workers[other]
     worker = _workers.get(loop)
     if worker is None:
         worker = _workers[loop] = UcxWorker(loop)
-    worker.users += 1
+    worker.take()
     return worker
 
 
@@ -120,7 +122,13 @@ class UcxWorker:
         self._requests: list[_Request] = []
         self._awaited: dict[int, tuple[memoryview, Callable[[Exception | None], None]]] = {}
         self._scheduled = False
-        loop.add_reader(self._descriptor, self._pump)
+        self._stuck = False
+
+    def take(self) -> None:
+        """One more comm needs the worker."""
+        if self.users == 0:
+            self._loop.add_reader(self._descriptor, self._pump)
+        self.users += 1
 
     def endpoint(self, address: bytes) -> Any:
         """An endpoint to the worker of that address, which comes from a peer that has authenticated.
@@ -136,7 +144,7 @@ class UcxWorker:
     def send(self, endpoint: Any, tag: int, data: memoryview, done: Callable[[Exception | None], None]) -> None:
         """Sends `data`; `done` is called later, in the loop."""
         request = endpoint.tag_send(self._array(data), self._lib.UCXXTag(tag))
-        self._requests.append((request, data, done))
+        self._requests.append((request, data, done, endpoint))
         self._schedule()
 
     def receive(self, tag: int, memory: memoryview, done: Callable[[Exception | None], None]) -> None:
@@ -154,6 +162,7 @@ class UcxWorker:
 
     def close_endpoint(self, endpoint: Any) -> None:
         """Drops the endpoint and what is under way on it."""
+        self._stuck = self._stuck or any(entry[3] is endpoint and not entry[0].completed for entry in self._requests)
         try:
             endpoint.close_blocking()
         except Exception as exc:
@@ -161,16 +170,24 @@ class UcxWorker:
         self._schedule()
 
     def release(self) -> None:
-        """A comm needs the worker no more; it ends with the last."""
+        """A comm needs the worker no more; it ends with the last.
+
+        Not so when an endpoint was closed that had sends under way: then ucxx (0.52) holds endpoint and worker for good. So
+        that this happens once for each loop, and not for each such link, the worker stays, and is used again.
+        """
         self.users -= 1
-        if self.users == 0:
-            self._loop.remove_reader(self._descriptor)
-            del _workers[self._loop]
-            self._worker.progress()
-            # Destroying it cancels what is left; the buffers must outlive that.
-            requests, self._requests = self._requests, []
-            self._worker = None
-            del requests
+        if self.users:
+            return
+        self._loop.remove_reader(self._descriptor)
+        self._worker.progress()
+        if self._stuck:
+            self._requests = [entry for entry in self._requests if not entry[0].completed]
+            return
+        del _workers[self._loop]
+        # Destroying it cancels what is left; the buffers must outlive that.
+        requests, self._requests = self._requests, []
+        self._worker = None
+        del requests
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -182,7 +199,7 @@ class UcxWorker:
         self._pump()
 
     def _pump(self) -> None:
-        if self._worker is None:
+        if not self.users:
             return
         self._worker.progress()
         self._post_announced()
@@ -191,26 +208,27 @@ class UcxWorker:
         for entry in self._requests:
             (finished if entry[0].completed else pending).append(entry)
         self._requests = pending
-        for request, _memory, done in finished:
+        for request, _memory, done, _endpoint in finished:
             error: Exception | None = None
             try:
                 request.check_error()
             except Exception as exc:
                 error = exc
             done(error)
-        if self._worker is not None and (finished or not self._worker.arm()):
+        if self.users and (finished or not self._worker.arm()):
             self._schedule()
 
     def _post_announced(self) -> None:
         for tag, (memory, done) in list(self._awaited.items()):
-            found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=True)
+            found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=False)
             if not found.matched:
                 continue
             del self._awaited[tag]
-            if found.length != memory.nbytes:
+            if found.length != memory.nbytes:  # it stays where it is: what is taken out must be received
                 done(ValueError(f"it transferred {found.length} bytes where it had announced {memory.nbytes}"))
-                if self._worker is None:
+                if not self.users:
                     return
                 continue
+            found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=True)
             request = self._worker.tag_recv_with_handle(self._array(memory), found)
-            self._requests.append((request, memory, done))
+            self._requests.append((request, memory, done, None))

@@ -1,15 +1,17 @@
 """What the stream of a ucx link has beyond that of `stream`. No I/O in here.
 
-    OFFER:u32 length:u32 tag:u64 address:bytes*length   the sender takes large frames by UCX, under this tag
-    LARGE:u32 0:u32                                     of the message that follows, frames of at least `LARGE_BYTES`
-                                                        are not on the stream: UCX brings them, in order
+    OFFER:u32 length:u32 tag:u64 crc:u32 address:bytes*length   the sender takes large frames by UCX, under this tag
+    LARGE:u32 0:u32                                             of the message that follows, frames of at least
+                                                                `LARGE_BYTES` are not on the stream: UCX brings them, in order
 
-The tag is random and chosen by the receiver, so that only its peer can know it.
+The tag is random and chosen by the receiver, so that only its peer can know it. UCX does not check addresses: one that is
+damaged may end the process. The checksum (CRC-32) keeps accidents out; who has the cluster key is trusted not to forge one.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 
 from zmqtasks.errors import LimitExceededError, RemoteProtocolError
 from zmqtasks.protocol.frames import MIB, Frames, Limits, as_bytes_view
@@ -24,13 +26,13 @@ CHUNK_BYTES = 8 * MIB
 
 _MESSAGE, _OFFER, _LARGE = 1, 3, 4
 _HEADER = struct.Struct("<II")
-_OFFER_HEADER = struct.Struct("<IIQ")
+_OFFER_HEADER = struct.Struct("<IIQI")
 _ADDRESS_BYTES = 4096
 
 
 def pack_offer(tag: int, address: bytes) -> bytes:
     """An offer to take large frames."""
-    return _OFFER_HEADER.pack(_OFFER, len(address), tag) + address
+    return _OFFER_HEADER.pack(_OFFER, len(address), tag, zlib.crc32(address)) + address
 
 
 def pack_large(frames: Frames) -> tuple[list[bytes | memoryview], list[memoryview]] | None:
@@ -91,8 +93,11 @@ class UcxReader(StreamReader):
                 start = self._pos + _OFFER_HEADER.size
                 if start + length > self._end:
                     return False
-                tag = _OFFER_HEADER.unpack_from(self._data, self._pos)[2]
-                self.offer = tag, bytes(self._data[start : start + length])
+                _, _, tag, checksum = _OFFER_HEADER.unpack_from(self._data, self._pos)
+                address = bytes(self._data[start : start + length])
+                if zlib.crc32(address) != checksum:
+                    raise RemoteProtocolError("the peer offered UCX by an address that is damaged")
+                self.offer = tag, address
                 self._pos = start + length
             else:
                 return True

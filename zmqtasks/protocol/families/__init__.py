@@ -62,7 +62,7 @@ class FunctionFamily:
         return self.deserializer(msgpack.loads(metadata), frames)
 
 
-_BUILTIN = ("pickle", "numpy", "msgpack")
+_BUILTIN = ("pickle", "numpy", "msgpack", "cuda")
 
 _families: dict[str, Family | str] = {name: f"{__name__}.{name}" for name in _BUILTIN}
 _types: dict[type, str] = {}
@@ -220,9 +220,9 @@ def get_family_to_read(name: str) -> Family:
 
 
 def user_family_of(cls: type) -> Family | None:
-    """The family that a third party registered for `cls`; None for the built-in ones, whose objects pickle well."""
+    """The family that a third party registered for `cls`; None for those of host memory, whose objects pickle well."""
     name = lookup_family_name(cls)
-    return None if name is None or name in _BUILTIN else get_family_to_write(name)
+    return None if name is None or (name in _BUILTIN and name != "cuda") else get_family_to_write(name)
 
 
 _NUMPY_TYPES = (
@@ -232,3 +232,6 @@ _NUMPY_TYPES = (
 )
 
 _pending["numpy"] = {f"numpy:{kind}": ("numpy", False) for kind in _NUMPY_TYPES.split()}
+_pending["cupy"] = {"cupy:ndarray": ("cuda", False)}
+_pending["numba"] = {"numba.cuda.cudadrv.devicearray:DeviceNDArray": ("cuda", False)}
+_pending["torch"] = {"torch:Tensor": ("cuda", False)}

@@ -5,8 +5,12 @@
 
 VENV := .venv
 BIN := $(VENV)/bin
-# Named by the content of pyproject.toml: a checkout that only touches the file installs nothing again.
-STAMP := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)
+# What of the extras in pyproject.toml is installed: dev,ucx has the tests of UCX run too (68 MB more).
+EXTRAS ?= dev
+# Named by the content of pyproject.toml: a checkout that only touches the file installs nothing again. One for more extras
+# will do as well.
+INSTALLED := $(VENV)/.installed-$(shell cksum pyproject.toml | cut -d ' ' -f 1)-$(EXTRAS)
+STAMP := $(or $(firstword $(wildcard $(INSTALLED)*)),$(INSTALLED))
 OLD_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c '$(OLD_ENOUGH)' && { echo $$p; break; }; done)
@@ -48,7 +52,7 @@ $(STAMP): pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { \
 		rm -rf $(VENV); echo "no virtual environment could be made with $(PYTHON) (on Debian: apt install python3-venv)" >&2; exit 1; }
 	@echo "Installing zmqtasks and its tools into $(VENV) (once) ..."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[$(EXTRAS)]'
 	@rm -f $(VENV)/.installed-*
 	@touch $@
 

@@ -105,11 +105,17 @@ class Packer:
             return op, frames
         return msgspec.structs.replace(op, codecs=codecs, raw_sizes=raw_sizes), packed
 
-    def send(self, message: Frames) -> None:
-        """Sends on the link, and notes it for the link's rate, unless that decides nothing."""
+    def send(self, message: Frames, *, lasting: bool = False) -> None:
+        """Sends on the link, and notes it for the link's rate, unless that decides nothing.
+
+        `lasting`: see `Comm.send_lasting`.
+        """
         if self.codec is not None and not self._forced:
             self.rate.sending(total_size(message), self._comm.queued_bytes, time.monotonic())
-        self._comm.send(message)
+        if lasting:
+            self._comm.send_lasting(message)
+        else:
+            self._comm.send(message)
 
     async def drain(self) -> None:
         """Drains the link, and measures how fast it did."""

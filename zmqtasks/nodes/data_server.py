@@ -168,7 +168,8 @@ class _AnsweringLink:
             self._task = None
 
     def _send(self, op: DataSent, frames: Sequence[Buffer]) -> None:
-        self._packer.send([self._codec.encode(0, 0, (op,)), *frames])
+        # Values stay as they are while they are held: what was made of one for this peer may serve the next.
+        self._packer.send([self._codec.encode(0, 0, (op,)), *frames], lasting=True)
 
     def _leave(self, reason: str) -> None:
         try:

@@ -6,22 +6,29 @@ object by the first task that needs it, never on the loop, and once.
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterable
 from typing import Any
 
 from zmqtasks.errors import SerializationError
 from zmqtasks.ids import Key, format_key
-from zmqtasks.protocol.payload import Payload, unpack_inline
+from zmqtasks.protocol.frames import KIB
+from zmqtasks.protocol.payload import PICKLE_HEADER, Payload, unpack_inline
 from zmqtasks.protocol.serialize import deserialize, deserialize_inline, serialize
 
 _UNOPENED: Any = object()
+
+LASTING_BYTES = 128 * KIB
+"""Payloads from this size on are the same objects for every peer, where that takes no memory: see `Comm.send_lasting`."""
+_PICKLED_SHARE = 64
+"""Of such a payload at most this part is a copy of something."""
 
 
 class Entry:
     """One value: open it with `get`, read it for a peer with `payload`."""
 
-    __slots__ = ("_lock", "_payload", "data", "is_input", "size", "value")
+    __slots__ = ("_lasting", "_lock", "_payload", "data", "is_input", "size", "value")
 
     def __init__(
         self,
@@ -36,6 +43,7 @@ class Entry:
         self.data = data
         """The value as an inline payload, kept where it is small."""
         self._payload = payload
+        self._lasting: Payload | None = None
         self.is_input = is_input
         """It came with tasks, and goes with the last of them."""
         # Small values need no lock: when two threads open one, one of the objects is forgotten.
@@ -55,15 +63,35 @@ class Entry:
         with self._lock:
             if self._payload is not None:
                 self.value = deserialize(self._payload)
-                self._payload = None  # arrays live on in its frames; a pickle would be held twice
+                # Arrays live on in its frames; a pickle would be held twice.
+                if self._payload.header != PICKLE_HEADER and _is_memory_of(self.value, self._payload):
+                    self._lasting = self._payload
+                self._payload = None
 
     def payload(self) -> Payload:
         """The value for a peer; raises SerializationError when it cannot be pickled."""
         if self.data is not None:
             return unpack_inline(self.data)
         # Read once: a task thread may open the entry, which drops the payload.
-        payload = self._payload
-        return payload if payload is not None else serialize(self.value)
+        payload = self._payload or self._lasting
+        if payload is None:
+            payload = serialize(self.value)
+            if _is_memory_of(self.value, payload):
+                self._lasting = payload
+        return payload
+
+
+def _is_memory_of(value: Any, payload: Payload) -> bool:
+    """Whether a large payload is, but for a small part, the memory of the value itself, and so costs nothing to keep."""
+    size = payload.nbytes
+    if size < LASTING_BYTES:
+        return False
+    if payload.header == PICKLE_HEADER:
+        return (
+            sum(len(frame) for frame in payload.frames if not isinstance(frame, memoryview)) <= size // _PICKLED_SHARE
+        )
+    numpy = sys.modules.get("numpy")
+    return numpy is not None and type(value) is numpy.ndarray and bool(value.flags.forc)
 
 
 class Store:

@@ -42,6 +42,10 @@ FILE_NAME = "zmqtasks-arena"
 IDLE_S = 5.0
 """Free memory that nobody has used for this long goes back to the kernel, and so do copies kept for a next reader."""
 
+KEPT_BYTES = 256 * MIB
+"""Copies kept for a next reader, at most; past it the longest unused one makes room, and its warm block serves the next
+copy: values that are read once must not each take a cold one."""
+
 _MEMORY_SHARE = 4
 _SMALLEST_LIMIT_BYTES = 64 * MIB
 _SIZES_PER_DOUBLING = 8
@@ -89,7 +93,10 @@ class Arena:
         self._own: dict[int, weakref.ref[object]] = {}  # memory from `allocate`, by offset
         self._own_blocks: list[tuple[int, Block]] = []  # the same, sorted by offset
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # by id of the frame, the last used one last
+        self._kept_bytes = 0
         # What others, finalizers among them, have let go of; taken up inside the lock.
+        self.copied_bytes = 0
+        """What has been copied into it so far."""
         self._dropped: deque[Block] = deque()
         self._released: deque[Block] = deque()
         self._unwanted: deque[weakref.ref[memoryview]] = deque()
@@ -152,6 +159,7 @@ class Arena:
 
     def fill(self, block: Block, start: int, content: memoryview) -> None:
         """Copies into a block that is held, and that nobody else looks at yet."""
+        self.copied_bytes += len(content)
         at = block.offset + start
         end = start + len(content)
         if end <= block.present:
@@ -219,6 +227,9 @@ class Arena:
             self._forget(id(frame))
             block.holds += 1
             self._kept[id(frame)] = _Kept(frame, block, self._unwanted.append)
+            self._kept_bytes += block.filled
+            while self._kept_bytes > min(KEPT_BYTES, self.limit_bytes // 2) and len(self._kept) > 1:
+                self._forget(next(iter(self._kept)))
         finally:
             self._leave()
 
@@ -300,6 +311,7 @@ class Arena:
 
     def _forget(self, number: int) -> None:
         if (kept := self._kept.pop(number, None)) is not None:
+            self._kept_bytes -= kept.block.filled
             self._release(kept.block)
 
     def _take_warm(self, size: int) -> Block | None:

@@ -56,8 +56,9 @@ class Series(msgspec.Struct, kw_only=True):
         return median([each.p99 for each in self.latency_us.get(size, ()) if each.p99 is not None])
 
     def latency_p999(self, size: int) -> float | None:
-        """The same of 99.9 %."""
-        return median([each.p999 for each in self.latency_us.get(size, ()) if each.p999 is not None])
+        """The same of 99.9 %; None unless all rounds had enough of them, else it were that of the fast rounds."""
+        known = [each.p999 for each in self.latency_us.get(size, ())]
+        return median([value for value in known if value is not None]) if None not in known else None
 
 
 class Subject(msgspec.Struct, kw_only=True):

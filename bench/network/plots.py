@@ -6,6 +6,7 @@ as wide as a phone: there its text is as large as the page's, on a desktop large
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import re
@@ -45,8 +46,10 @@ _COLOURS = {
 _OTHER_COLOURS = ("#d6409f", "#5b8c00", "#b35900")
 _FIRST, _SECOND = "#8da4ef", "#e5484d"
 _MARKERS = "os^Dv<>PX*"
-_COMPRESSIONS = {"auto": 1, "lz4": 2, "zstd": 3, "noise": 3}
-_VARIANTS: Any = ("-", (0, (5, 1)), (0, (1, 1)), (0, (3, 1, 1, 1)), (0, (6, 2)), (0, (6, 1, 1, 1, 1, 1)), "-.", ":")
+_COMPRESSIONS = {"auto": 1, "lz4": 2, "noise": 3, "zstd": 4}
+_DATA_COLOURS = ("#3e7bfa", "#0fa3b1", "#e5484d", "#f76b15", "#9b5de5")
+"""Off, and those above."""
+_ENCRYPTED_LINE = (0, (5, 1))
 
 
 class Plot(NamedTuple):
@@ -91,14 +94,26 @@ def plots(report: Report) -> list[Plot]:
     if any(subject.idle.rates for subject in subjects):
         about = "Messages of 100 bytes a second from one process to another, each sent by itself and in batches."
         made.append(Plot("message-rates", "Message rates", about, lambda: _rates(subjects)))
-    if report.data:
-        about = "Values fetched over data links as workers do, by size, as they are and compressed."
-        made.append(Plot("data-links", "Data links", about, lambda: _bandwidth(report.data)))
+    made += _data_plots(report.data)
     if report.matrix is not None and report.matrix.workers:
         from .heatmap import heat_maps
 
         made += heat_maps(report.matrix)
     return made
+
+
+def _data_plots(subjects: list[Subject]) -> list[Plot]:
+    """One for each transport: all combinations in one would be twenty lines."""
+    by_scheme: dict[str, list[Subject]] = {}
+    for subject in subjects:
+        by_scheme.setdefault(subject.id.partition("+")[0], []).append(subject)
+    about = (
+        "Values fetched over data links as workers do, by size, as they are and compressed. Hollow marks: encrypted."
+    )
+    return [
+        Plot(f"data-links-{scheme}", f"Data links: {scheme}", about, functools.partial(_bandwidth, those))
+        for scheme, those in by_scheme.items()
+    ]
 
 
 def svg(plot: Plot) -> str:
@@ -182,10 +197,14 @@ def _look(subject: Subject, number: int) -> dict[str, Any]:
     marker = _MARKERS[number % len(_MARKERS)]
     if subject.kind == "baseline":
         return {"color": colour, "linestyle": (0, (4, 2)), "marker": marker, "markersize": 3}
+    encrypted = subject.settings.get("encryption") == "on"
+    if subject.kind == "data":  # in drawings of their own, a transport in each
+        colour = _DATA_COLOURS[_COMPRESSIONS.get(subject.id.split("+")[-1], 0)]
+        face = "none" if encrypted else colour
+        return {"color": colour, "marker": marker, "linestyle": "--" if encrypted else "-", "markerfacecolor": face}
     # Variants of one transport have its colour, hollow marks and lines of their own.
-    variant = (subject.settings.get("encryption") == "on") + 2 * _COMPRESSIONS.get(subject.id.split("+")[-1], 0)
-    style = _VARIANTS[variant % len(_VARIANTS)]
-    return {"color": colour, "marker": marker, "linestyle": style, "markerfacecolor": "none" if variant else colour}
+    style, face = (_ENCRYPTED_LINE, "none") if encrypted else ("-", colour)
+    return {"color": colour, "marker": marker, "linestyle": style, "markerfacecolor": face}
 
 
 def _curves(height_in: float, label: str, text: Callable[[float | None], str]) -> tuple[Any, Any]:

@@ -22,6 +22,7 @@ from .worker import Answer
 _WORKER = f"{__package__}.worker"
 _SIZES = (1, 64, KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB, GIB)
 _QUICK_SIZES = (KIB, 64 * KIB, MIB, 64 * MIB)
+_DATA_SIZES = (64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB)
 COMPRESSIONS = ("off", "auto", "lz4")
 _COPIES = 5
 """Of one message that both ends and the kernel may hold at the same time, with some to spare."""
@@ -45,8 +46,8 @@ class Suite:
 
     @property
     def data_plan(self) -> Plan:
-        """For data links: sizes of data."""
-        large = tuple(size for size in self.plan.sizes if size >= 64 * KIB) or (max(self.plan.sizes),)
+        """For data links: sizes of data, some of them: there are many combinations of settings."""
+        large = tuple(size for size in self.plan.sizes if size in _DATA_SIZES) or (max(self.plan.sizes),)
         return replace(self.plan, sizes=large, latency_sizes=(1,), rates=())
 
 
@@ -67,14 +68,21 @@ def full(
     rounds: int | None = None,
     compressions: Collection[str] | None = None,
 ) -> Suite:
-    """Some minutes for all transports."""
+    """Below ten minutes for all transports and settings."""
     latency_sizes = (1, KIB, 16 * KIB, 256 * KIB, 4 * MIB)
     plan = Plan(
-        sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.2, peers=peers or 8
+        sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.1, peers=peers or 8
     )
     count = rounds or 3
     return Suite(
-        plan, _with_gil(plan, 0.5, (MIB, 64 * MIB)), count, count, count, count, _compressions(compressions), True
+        plan,
+        _with_gil(plan, 0.4, (MIB, 64 * MIB)),
+        rounds=count,
+        rate_rounds=min(count, 2),
+        gil_rounds=min(count, 2),
+        data_rounds=min(count, 2),
+        compressions=_compressions(compressions),
+        encrypted_data=True,
     )
 
 

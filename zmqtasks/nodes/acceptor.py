@@ -146,13 +146,24 @@ class Acceptor:
         listeners, self._listeners = self._listeners, []
         for listener in listeners:
             await listener.close()
-        for entrance in list(self._inside):
-            entrance.drop("the node is closing")
+        self._clear_entrances()
         if self._closings:
             await asyncio.wait(self._closings)
         self._strangers.flush()
 
+    def stop(self) -> None:
+        """Like `close`, without waiting; over transports whose listeners can stop so only."""
+        self._closed = True
+        listeners, self._listeners = self._listeners, []
+        for listener in listeners:
+            listener.stop()
+        self._clear_entrances()
+
     # -- handshakes
+
+    def _clear_entrances(self) -> None:
+        for entrance in list(self._inside):
+            entrance.drop("the node is closing")
 
     def _on_comm(self, comm: Comm, identity: LinkIdentity, crosses_processes: bool) -> None:
         if self._closed:

@@ -208,6 +208,10 @@ class Listener(ABC):
     async def close(self) -> None:
         """Stops accepting and frees the address; comms already made live on; idempotent."""
 
+    def stop(self) -> None:
+        """Like `close`, for callers that cannot wait, where a transport offers it: the address is free a moment later."""
+        raise LocalProtocolError(f"{type(self).__name__} cannot be stopped without waiting: await close()")
+
 
 class Transport(ABC):
     """A way to move frames, found in the registry by the scheme of an address."""

@@ -100,7 +100,8 @@ class LoopComm(Comm):
         self._wake_drainers(error)
 
     def _tell_end_soon(self) -> None:
-        if not self._end_told and self._handler is not None:
+        # When the loop is closed there is nobody to tell, and what the comm holds is freed all the same.
+        if not self._end_told and self._handler is not None and not self._loop.is_closed():
             self._loop.call_soon(self._tell_end)
 
     def _tell_end(self) -> None:

@@ -7,7 +7,6 @@ than `UNREAD_BYTES` wait for a reader it stops receiving, so that a peer which s
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -80,13 +79,7 @@ class FrameLink:
 
     def abort(self) -> None:
         """Ends the link at once, in any state of its event loop; a reader gets the end."""
-        # With its loop closed nobody can be told of the end: the first call notes it, the second frees what is left.
-        for _ in range(2):
-            try:
-                self.comm.abort()
-            except RuntimeError:
-                if not self.loop.is_closed():
-                    raise
+        self.comm.abort()
         if not self.loop.is_closed():
             self._drop_unread(CommClosedError(f"the link to {self.comm.peer_address} was aborted by this side"))
 
@@ -137,7 +130,6 @@ class FrameListener:
 
     def __init__(self, on_link: Callable[[FrameLink], None], security: Security, config: Config) -> None:
         self._on_link = on_link
-        self._stopping: asyncio.Task[None] | None = None
         self._acceptor = Acceptor(
             security=security, config=config, epoch=0, instance_id=_instance_id, admit=self._admit
         )
@@ -148,9 +140,7 @@ class FrameListener:
 
     def stop(self) -> None:
         """Turns newcomers away from now on; the address is free a moment later, or with the last link made here."""
-        if self._stopping is None:
-            with contextlib.suppress(RuntimeError):  # no loop runs any more
-                self._stopping = asyncio.get_running_loop().create_task(self._acceptor.close())
+        self._acceptor.stop()
 
     def serve(self, comm: Comm, theirs: Sequence[str] = (), compression: str = "auto") -> None:
         """Takes a comm over from the acceptor; distributed compresses by itself."""

@@ -113,7 +113,7 @@ class RouterComm(ZmqComm):
         self._router.push_control(self.routing_id, data)
 
     def _release(self, *, hard: bool) -> None:
-        if hard:
+        if hard and not self._loop.is_closed():
             with contextlib.suppress(zmq.ZMQError):  # it is gone already
                 self._push_control(encode_control(Abort(str(self._ended))))
         self._router.forget(self)
@@ -180,15 +180,19 @@ class Router:
 
     async def stop_listening(self) -> None:
         """Turns newcomers away; when no comm lives, frees the address before it returns."""
-        self.on_comm = None
-        for connection in list(self._watched.values()):
-            if connection.comm is None and connection.over is None:
-                connection.hang_up()
+        self._turn_away()
         if not self._comms and not self.socket.closed:
             self.socket.zmq.unbind(self._endpoint)
             self.socket.read_events()
-            await asyncio.wait((self._unbound,), timeout=_HANG_UP_S)
-            self._close()
+            try:
+                await asyncio.wait((self._unbound,), timeout=_HANG_UP_S)
+            finally:
+                self._close()
+
+    def stop_nowait(self) -> None:
+        """Turns newcomers away; when no comm lives, ZeroMQ's thread frees the address next."""
+        self._turn_away()
+        self._close_if_unused()
 
     def push_control(self, routing_id: bytes, data: bytes) -> None:
         """Sends a control part."""
@@ -206,6 +210,10 @@ class Router:
         if connection.comm is comm:
             connection.comm = None
             connection.over = comm.routing_id
+        if self.loop.is_closed():
+            if not self._comms and self.on_comm is None:
+                self._close()
+            return
         if connection.comm is None and self._connections.get(connection.fd) is connection:
             connection.hang_up_at = self.loop.time() + _HANG_UP_S
             self._watch(connection)
@@ -389,6 +397,12 @@ class Router:
         if connection.over is None and connection.received_bytes() - connection.seen_bytes > granted:
             _log.info("%s hangs up on %s: it sends more than it may", self.address, self.address_of(connection.name))
             connection.hang_up()
+
+    def _turn_away(self) -> None:
+        self.on_comm = None
+        for connection in list(self._watched.values()):
+            if connection.comm is None and connection.over is None:
+                connection.hang_up()
 
     def _close_if_unused(self) -> None:
         if not self._comms and self.on_comm is None:

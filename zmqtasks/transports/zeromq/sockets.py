@@ -187,10 +187,12 @@ class MonitoredSocket:
         if self.closed:
             return
         self.closed = True
-        if hasattr(self, "_fd"):
+        loop_lives = not self._loop.is_closed()
+        if hasattr(self, "_fd") and loop_lives:
             self._loop.remove_reader(self._fd)
         if self._monitor is not None:
-            self._loop.remove_reader(self._monitor_fd)
+            if loop_lives:
+                self._loop.remove_reader(self._monitor_fd)
             self.zmq.monitor(None, 0)  # first: libzmq's threads would wait for a reader of further events
             self._monitor.close(linger=0)
         self.zmq.close(linger=linger_ms)

@@ -30,6 +30,11 @@ class ZmqListener(Listener):
             self._closed = True
             await self._router.stop_listening()
 
+    def stop(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._router.stop_nowait()
+
 
 class ZmqTransport(Transport):
     """Frames over ZeroMQ, between any two hosts.

@@ -36,7 +36,7 @@ class Returning(ReturningHalf):
 class Reader:
     """Part of a cycle; looks at its view when it ends, and may save it."""
 
-    saved: list[Any] = []
+    saved: list[tuple[int, Any]] = []
     looked = 0
 
     def __init__(self, view: Any, expected: int, save: bool) -> None:
@@ -48,7 +48,7 @@ class Reader:
         assert int(array.min()) == int(array.max()) == self.expected
         Reader.looked += 1
         if self.save:
-            Reader.saved.append(array[1::2] if self.expected % 2 else self.view)
+            Reader.saved.append((self.expected, array[1::2] if self.expected % 2 else self.view))
 
 
 class Memory:
@@ -97,7 +97,7 @@ def finalizers(memory: Memory, kind: str) -> None:
     else:
         assert live_leases() == kept
         assert len(memory.returning.numbers) == ROUNDS - kept
-    for saved, number in zip(Reader.saved, range(3, ROUNDS + 1, 3), strict=True):
+    for number, saved in Reader.saved:
         assert int(np.asarray(saved).min()) == int(np.asarray(saved).max()) == number
     del saved
     Reader.saved.clear()

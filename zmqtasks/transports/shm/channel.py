@@ -30,6 +30,7 @@ from collections.abc import Iterator
 from zmqtasks.errors import ConnectError, RemoteProtocolError
 from zmqtasks.transports.shm import native
 from zmqtasks.transports.shm.arena import Arena, Block
+from zmqtasks.transports.shm.mappings import Mappings
 
 GREETING = b"\xf5zlends\x01"
 """Comes with the descriptor of the channel, before the preamble of the stream; the last byte is the version."""
@@ -171,13 +172,15 @@ class ReturningHalf:
 class PeerArena:
     """The memory file that the peer lends from."""
 
-    __slots__ = ("descriptor", "size")
+    __slots__ = ("descriptor", "mappings", "size")
 
     def __init__(self, descriptor: int, size: int) -> None:
         self.descriptor = descriptor
         self.size = size
+        self.mappings = Mappings()
 
     def __del__(self) -> None:
+        self.mappings.end()
         os.close(self.descriptor)
 
 

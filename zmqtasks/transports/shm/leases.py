@@ -17,6 +17,7 @@ from zmqtasks.protocol.frames import ALIGNMENT
 from zmqtasks.transports.memory import allocate_aligned
 from zmqtasks.transports.shm import native
 from zmqtasks.transports.shm.channel import PeerArena, ReturningHalf
+from zmqtasks.transports.shm.mappings import Mappings
 from zmqtasks.transports.shm.native import PAGE_BYTES
 
 MOST_MAPPINGS = 16_384
@@ -26,9 +27,11 @@ MOST_MAPPINGS = 16_384
 class _Lease(weakref.ref["native.Owner"]):
     """Watches the owner of a mapping."""
 
-    __slots__ = ("address", "number", "returning", "size")
+    __slots__ = ("address", "mappings", "number", "offset", "returning", "size")
 
     address: int
+    mappings: Mappings
+    offset: int
     number: int
     returning: ReturningHalf
     size: int
@@ -57,14 +60,16 @@ def borrow_untrusted(
         skipped = offset % PAGE_BYTES
         length = skipped + size_bytes
         length += -length % PAGE_BYTES
+        kept = arena.mappings.take(offset - skipped, length)
         try:
-            address = native.map_private(arena.descriptor, offset - skipped, length)
+            address, length = kept or (native.map_private(arena.descriptor, offset - skipped, length), length)
         except OSError:
             pass  # no room for addresses, or a strict system that counts them as memory
         else:
             owner = native.owned_memory(address, length)
             lease = _Lease(owner, _gone)
             lease.address, lease.size, lease.number, lease.returning = address, length, number, returning
+            lease.mappings, lease.offset = arena.mappings, offset - skipped
             _leases[id(lease)] = lease
             return owner.data[skipped : skipped + size_bytes]
     return _copy_untrusted(arena, offset, size_bytes, number, returning)
@@ -73,7 +78,7 @@ def borrow_untrusted(
 def _gone(lease: weakref.ref[native.Owner]) -> None:
     assert isinstance(lease, _Lease)
     _leases.pop(id(lease), None)
-    native.unmap(lease.address, lease.size)
+    lease.mappings.keep_or_unmap(lease.offset, lease.address, lease.size)
     lease.returning.give_back(lease.number)
 
 

@@ -69,15 +69,15 @@ def run(
                 )
     except MeasuringError as exc:
         raise click.ClickException(str(exc)) from exc
-    show(report, console)
-    write(report, json_file, html_file, png_folder, console)
+    written = write(report, json_file, html_file, png_folder)
+    show(report, console)  # after the files: `| head` ends it, and must not cost the minutes of measuring
+    for path in written:
+        console.print(f"written: {path}", highlight=False, markup=False)
     return 0 if report.complete else INTERRUPTED
 
 
-def write(
-    report: Report, json_file: Path | None, html_file: Path | None, png_folder: Path | None, console: Console
-) -> None:
-    """Writes the files that are asked for, and says so."""
+def write(report: Report, json_file: Path | None, html_file: Path | None, png_folder: Path | None) -> list[Path]:
+    """Writes the files that are asked for; gives their paths."""
     written: list[Path] = []
     if json_file is not None:
         write_json(report, json_file)
@@ -91,8 +91,7 @@ def write(
         from .plots import write_pngs
 
         written += write_pngs(report, png_folder)
-    for path in written:
-        console.print(f"written: {path}", highlight=False, markup=False)
+    return written
 
 
 def _check_writable(path: Path | None) -> None:

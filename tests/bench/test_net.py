@@ -130,7 +130,9 @@ def test_sizes_that_no_memory_is_there_for_are_left_out(make):
 
 def test_a_run_with_all_files(tmp_path):
     files = ["--json", str(tmp_path / "a.json"), "--html", str(tmp_path / "a.html"), "--png", str(tmp_path / "plots")]
-    process = bench_net("--transports", "tcp", "--sizes", "1KiB,64k", "--rounds", "1", "--compression", "off", *files)
+    process = bench_net(
+        "--quick", "--transports", "tcp", "--sizes", "1KiB,64k", "--rounds", "1", "--compression", "off", *files
+    )
     output, errors = process.communicate(timeout=DEADLINE_S)
     assert process.returncode == 0, errors
     assert "Bandwidth" in output
@@ -148,6 +150,18 @@ def test_a_run_with_all_files(tmp_path):
         assert secret not in text, "names of hosts, and of files, which may have names of people in them"
     assert "<svg" in (tmp_path / "a.html").read_text(encoding="utf-8")
     assert (tmp_path / "plots" / "bandwidth.png").exists()
+
+
+def test_a_reader_who_leaves_early_gets_the_file_all_the_same(tmp_path):
+    """As `| head` does, after minutes of measuring."""
+    path = tmp_path / "a.json"
+    process = bench_net("--quick", "--transports", "inproc", "--sizes", "1KiB", "--rounds", "1", "--json", str(path))
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    process.stderr.close()
+    process.wait(timeout=DEADLINE_S)
+    assert read_json(path).complete
 
 
 def test_control_c_leaves_what_there_is_and_no_process(tmp_path):

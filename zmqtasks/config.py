@@ -51,6 +51,9 @@ class Config:
     limit keeps an eighth of that at most."""
     shared_memory: bool = True
     """Whether data passes through shared memory between processes of one host and user, where the system has it."""
+    shared_memory_bytes: int = 0
+    """Most memory that a process lends to others of its host at the same time; past it data goes through sockets. 0: a
+    quarter of a worker's memory limit, or of the machine's memory (its control group's, where that has less)."""
     metrics_interval_s: float = 1.0
     """How often workers report memory and what they have been running for a while."""
     termination_s: float = 5.0

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from tests.links import CONFIG, SECURITY, listening, run, until
+from zmqtasks.config import load_config
+from zmqtasks.errors import ConfigError
 from zmqtasks.ids import Key, new_instance_id
 from zmqtasks.nodes.channel import DataPool, DataServer
-from zmqtasks.nodes.nearby import nearby_address
+from zmqtasks.nodes.nearby import bound_arena, nearby_address
 from zmqtasks.nodes.worker.store import LASTING_BYTES, Store
 from zmqtasks.protocol.frames import MIB
 from zmqtasks.protocol.payload import Payload
@@ -109,3 +111,32 @@ def test_a_name_that_answers_nothing_leaves_the_address() -> None:
                 await pool.close()
 
     run(main())
+
+
+def test_the_bound_of_what_is_lent_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    from zmqtasks.transports.shm.arena import default_limit_bytes, process_arena
+
+    arena = process_arena()
+    assert arena is not None
+    monkeypatch.setattr(arena, "limit_bytes", default_limit_bytes())
+    config = load_config({"ZMQTASKS_SHARED_MEMORY_BYTES": str(100 * MIB)})
+    bound_arena(config)
+    assert arena.limit_bytes == 100 * MIB
+    bound_arena(config, 200 * MIB)
+    assert arena.limit_bytes == 100 * MIB
+    bound_arena(CONFIG, 200 * MIB)
+    assert arena.limit_bytes == 50 * MIB
+
+
+@pytest.mark.parametrize(
+    ("wanted", "memory_limit", "said"),
+    [
+        (1000, 0, "=1000 is less than the 1048576 bytes that lending needs: set ZMQTASKS_SHARED_MEMORY=0"),
+        (3 * MIB, 2 * MIB, "=3145728 is more than the memory limit of the worker, 2097152 bytes: lower it"),
+        (1 << 60, 0, "is more than this machine can lend, .* bytes: lower it, or leave it at 0"),
+    ],
+)
+def test_a_bound_that_cannot_be_is_explained(wanted: int, memory_limit: int, said: str) -> None:
+    config = dataclasses.replace(CONFIG, shared_memory_bytes=wanted)
+    with pytest.raises(ConfigError, match=f"ZMQTASKS_SHARED_MEMORY_BYTES.*{said}"):
+        bound_arena(config, memory_limit)

@@ -265,7 +265,7 @@ class TestLeases(ConformanceBase):
                 there = Recorder(theirs, received)
                 Recorder(ours)
                 for number in range(LEASES):
-                    size = rng.choice((LEND_BYTES, LEND_BYTES + 1, 200 * KIB, 300_001, MIB))
+                    size = rng.choice((LEND_BYTES, LEND_BYTES + 1, 600 * KIB, 700_001, MIB))
                     numbers.append(number % 251)
                     ours.send([patterns[number % 251][:size].data])
                     await ours.drain()

@@ -10,12 +10,16 @@ from __future__ import annotations
 import logging
 import sys
 
-from zmqtasks.config import Config
-from zmqtasks.errors import ZmqTasksError
+from zmqtasks.config import PREFIX, Config
+from zmqtasks.errors import ConfigError, ZmqTasksError
+from zmqtasks.protocol.frames import MIB
 from zmqtasks.transports import registry
 from zmqtasks.transports.address import split_scheme
 
 _log = logging.getLogger(__name__)
+
+SMALLEST_BYTES = MIB
+_VARIABLE = f"{PREFIX}SHARED_MEMORY_BYTES"
 
 _LIMIT_SHARE = 4
 """Of a worker's memory limit, at most a quarter is lent to others at the same time."""
@@ -34,13 +38,33 @@ def nearby_address(address: str, config: Config) -> str | None:
     return shm_address(address)
 
 
-def bound_arena(memory_limit_bytes: int) -> None:
-    """Sees to it that what this process lends stays within a share of its memory limit (0: none)."""
-    if sys.platform == "linux" and memory_limit_bytes:
-        from zmqtasks.transports.shm.arena import process_arena
+def bound_arena(config: Config, memory_limit_bytes: int = 0) -> None:
+    """Sees to it that what this process lends stays within its bound: the configured one, or a share of its memory limit.
 
-        if (arena := process_arena()) is not None:
-            arena.limit_bytes = min(arena.limit_bytes, memory_limit_bytes // _LIMIT_SHARE)
+    Raises ConfigError when the configured one cannot be.
+    """
+    if sys.platform != "linux" or not config.shared_memory or not (config.shared_memory_bytes or memory_limit_bytes):
+        return
+    from zmqtasks.transports.shm.arena import process_arena
+
+    wanted = config.shared_memory_bytes
+    if wanted and wanted < SMALLEST_BYTES:
+        raise ConfigError(
+            f"{_VARIABLE}={wanted} is less than the {SMALLEST_BYTES} bytes that lending needs: "
+            f"set {PREFIX}SHARED_MEMORY=0 to do without shared memory"
+        )
+    if memory_limit_bytes and wanted > memory_limit_bytes:
+        raise ConfigError(
+            f"{_VARIABLE}={wanted} is more than the memory limit of the worker, {memory_limit_bytes} bytes: "
+            f"lower it (0 means a quarter of the limit), or raise the limit"
+        )
+    if (arena := process_arena()) is None:
+        return
+    if wanted > arena.size:
+        raise ConfigError(
+            f"{_VARIABLE}={wanted} is more than this machine can lend, {arena.size} bytes: lower it, or leave it at 0"
+        )
+    arena.limit_bytes = wanted or min(arena.limit_bytes, memory_limit_bytes // _LIMIT_SHARE)
 
 
 def tell_failure(address: str, error: ZmqTasksError) -> None:

@@ -31,6 +31,7 @@ from zmqtasks.nodes.client.callbacks import CallbackThread
 from zmqtasks.nodes.client.console import show_records
 from zmqtasks.nodes.client.machine import ClientMachine
 from zmqtasks.nodes.client.state import FutureState
+from zmqtasks.nodes.nearby import bound_arena
 from zmqtasks.protocol.ops import (
     ClientIntroduction,
     ClusterChanged,
@@ -94,6 +95,7 @@ class ClientNode:
         self.security = security
         self.config = config
         POOL.limit(config.idle_buffer_bytes)
+        bound_arena(config)
         self.name = name
         self.loop_thread = loop_thread
         self.shows_output = shows_output

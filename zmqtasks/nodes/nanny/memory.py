@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+_ARENA_LINK = "/memfd:zmqtasks-arena"  # as `transports.shm.arena` names it
+_BLOCK_BYTES = 512  # stat(2)
 
 FILL_BYTES_PER_S = 4 << 30
 """Fresh memory is filled at about 3.3 GB/s by one thread: decides how soon to look again."""
@@ -17,15 +21,33 @@ KILL_SHARE = 0.95
 
 
 def private_bytes(pid: int) -> int:
-    """Resident memory of a process without what it shares (files, shared segments); 0 when it is gone."""
+    """Memory that a process takes: its own pages, and what it lends; not what peers lend to it. 0 when it is gone."""
     try:
         with open(f"/proc/{pid}/statm", "rb") as file:
             _, resident, shared, *_ = file.read().split()
-        return (int(resident) - int(shared)) * _PAGE_BYTES
+        return (int(resident) - int(shared)) * _PAGE_BYTES + _arena_bytes(pid)
     except FileNotFoundError:
         return _portable_bytes(pid) if not os.path.isdir("/proc/self") else 0
     except (OSError, ValueError):
         return 0
+
+
+def _arena_bytes(pid: int) -> int:
+    """Memory of the files from which a process lends: it alone has them open for writing; peers' look the same else.
+
+    A file is counted once however often it is open, and whatever of it is mapped.
+    """
+    folder = f"/proc/{pid}/fd"
+    found: dict[int, int] = {}
+    for number in os.listdir(folder):
+        path = f"{folder}/{number}"
+        try:
+            if os.readlink(path).startswith(_ARENA_LINK) and os.lstat(path).st_mode & stat.S_IWUSR:
+                status = os.stat(path)
+                found[status.st_ino] = status.st_blocks * _BLOCK_BYTES
+        except OSError:  # closed meanwhile
+            continue
+    return sum(found.values())
 
 
 def _portable_bytes(pid: int) -> int:

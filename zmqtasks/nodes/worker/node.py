@@ -152,7 +152,7 @@ class WorkerNode:
         wanted = await listen_address_for(self.scheduler_address, self._listen_address)
         self.address = await self._acceptor.listen(wanted)
         if nearby := nearby_address(self.address, self.config):
-            bound_arena(self.memory_limit_bytes)
+            bound_arena(self.config, self.memory_limit_bytes)
             try:
                 await self._acceptor.listen(nearby)
             except ZmqTasksError as exc:

@@ -19,7 +19,7 @@ from zmqtasks.protocol.serialize import deserialize, deserialize_inline, seriali
 
 _UNOPENED: Any = object()
 
-LASTING_BYTES = 128 * KIB
+LASTING_BYTES = 512 * KIB
 """Payloads from this size on are the same objects for every peer, where that takes no memory: see `Comm.send_lasting`."""
 _PICKLED_SHARE = 64
 """Of such a payload at most this part is a copy of something."""

@@ -21,8 +21,10 @@ from zmqtasks.transports.shm.channel import Channel
 from zmqtasks.transports.shm.wire import ShmReader, pack_lent
 from zmqtasks.transports.stream_comm import StreamComm
 
-LEND_BYTES = 128 * KIB
-"""Frames from this size on are lent (`python -m bench.shm`)."""
+LEND_BYTES = 512 * KIB
+"""Frames from this size on are lent. A lease costs its news on the second socket and wakes the lender once more: where
+two processors do it all, the socket is ahead up to 256 KiB, level at 512, and behind from 1 MiB on (`python -m
+bench.shm`)."""
 
 _PIECE_BYTES = 8 * MIB
 """Copied in one turn of the loop: 0.7 ms into warm memory, 3 ms into new."""

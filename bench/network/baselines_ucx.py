@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import gc
 import json
+import select
 import struct
 import sys
 import time
@@ -32,7 +33,7 @@ from .processes import START_TIMEOUT_S, Child, MeasuringError, live_with_parent
 
 _COMMAND = struct.Struct("<QQ")  # size of a message, how many; none: echo messages of that size
 _THERE, _BACK = 1, 2
-_IN_FLIGHT = 4
+_IN_FLIGHT = int(__import__("os").environ.get("IFL", "4"))
 _SMALL_IN_FLIGHT = 64
 _WARM_UP = 50
 
@@ -46,10 +47,14 @@ class _End:
 
         self._array = arr.Array
         self._lib = libucxx
-        self.worker = libucxx.UCXWorker(context, enable_delayed_submission=False, enable_python_future=False)
+        with library.environment():
+            self.worker = libucxx.UCXWorker(context, enable_delayed_submission=False, enable_python_future=False)
         self.worker.init_blocking_progress_mode()
         self.address = bytes(libucxx.UCXAddress.create_from_worker(self.worker))
         self._endpoint: Any = None
+        self.sleeps = True
+        self._poll = select.poll()
+        self._poll.register(self.worker.epoll_file_descriptor, select.POLLIN)
 
     def connect(self, address: bytes) -> None:
         """To the worker of that address."""
@@ -65,10 +70,11 @@ class _End:
         return self._endpoint.tag_recv(self._array(memory), self._lib.UCXXTag(tag))
 
     def wait(self, request: Any, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Polls until `request` is done; MeasuringError when it never is."""
+        """Returns when `request` is done; MeasuringError when it never is. Between polls it sleeps, if `sleeps`."""
         end = time.perf_counter() + timeout_s
         while not request.completed:
-            self.worker.progress()
+            if not self.worker.progress() and self.sleeps and not request.completed and self.worker.arm():
+                self._poll.poll(1000)
             if time.perf_counter() > end:
                 raise MeasuringError(f"raw ucxx: nothing came for {timeout_s:.0f} s")
         request.check_error()

@@ -20,7 +20,7 @@ from .figures import RATES
 from .machine import differences
 from .processes import MeasuringError
 from .tables import Section, moves_bytes
-from .terminal import section_table
+from .terminal import show_section
 from .wording import NOTHING, bandwidth_text, figure_text, ratio_text, size_text, time_text
 
 SMALLEST_CHANGE = 0.05
@@ -66,7 +66,7 @@ def show(first: Report, second: Report, console: Console) -> None:
         console.print("A run was interrupted: only what both have is compared.")
     changes = compare(first, second)
     for section in _sections(changes):
-        console.print(section_table(section))
+        show_section(section, console)
     for sentence in _matrices(first.matrix, second.matrix):
         console.print(sentence, highlight=False, markup=False)
     if not changes:

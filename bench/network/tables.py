@@ -155,9 +155,9 @@ def _rate(subject: Subject, name: str, value: float | None) -> str:
 
 def _held(report: Report) -> Section:
     sizes = sorted({size for subject in report.links for size in subject.gil.bandwidth})
-    columns = ["", "round trip", "idle"]
+    columns = ["", "round trip", "idle round trip"]
     for size in sizes:
-        columns += [size_text(size), "idle"]
+        columns += [size_text(size), f"idle {size_text(size)}"]
     section = Section(
         "While another thread holds the GIL",
         "The same, with a thread in both processes that computes in pure Python; beside it the idle figure. Round trips are means.",

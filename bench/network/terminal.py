@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -17,6 +18,8 @@ from .tables import Section, sections
 
 _HEADING_WIDTH = 9
 """Headings take several lines rather than more than this or the figures below them."""
+_BORDER = 3
+"""What a table takes for a column beside its text."""
 
 
 @contextmanager
@@ -35,19 +38,55 @@ def show(report: Report, console: Console) -> None:
     if not report.complete:
         console.print("[bold]The run was interrupted: these are the figures until then.[/bold]")
     for section in (*sections(report), *matrix_sections(report)):
-        console.print(section_table(section))
+        show_section(section, console)
     for finding in report.matrix.findings if report.matrix else ():
         console.print(finding, highlight=False, markup=False)
     for skipped in report.skipped:
         console.print(f"not measured: {skipped.subject}: {skipped.reason}", style="dim", highlight=False, markup=False)
 
 
+def show_section(section: Section, console: Console) -> None:
+    """Its title, its figures in as many tables as it takes, and what it is about."""
+    console.print(section.title, style="italic", highlight=False, markup=False)
+    for part in fitting(section, console.width):
+        console.print(section_table(part))
+    console.print(section.about, style="dim italic", highlight=False, markup=False)
+
+
+def fitting(section: Section, width: int) -> list[Section]:
+    """The section in as many parts as it takes to show all figures in so many columns of text, each with the names."""
+    needed = [_width(section, number) + _BORDER for number in range(len(section.columns))]
+    parts: list[list[int]] = [[]]
+    for number in range(1, len(needed)):
+        if parts[-1] and 1 + needed[0] + sum(needed[each] for each in (*parts[-1], number)) > width:
+            parts.append([])
+        parts[-1].append(number)
+    return [
+        replace(
+            section,
+            columns=[section.columns[number] for number in (0, *part)],
+            rows=[[row[number] for number in (0, *part) if number < len(row)] for row in section.rows],
+        )
+        for part in parts
+    ]
+
+
+def _width(section: Section, number: int) -> int:
+    """Of a column: its figures, and its heading in several lines."""
+    widest = max((len(row[number]) for row in section.rows if number < len(row)), default=0)
+    return max([widest, *map(len, _heading(section, number, widest).split("\n"))])
+
+
+def _heading(section: Section, number: int, width: int) -> str:
+    return "\n".join(textwrap.wrap(section.columns[number], max(width, _HEADING_WIDTH), break_long_words=False))
+
+
 def section_table(section: Section) -> Table:
-    """A section as a table of rich."""
-    table = Table(title=section.title, caption=section.about, title_justify="left", caption_justify="left")
-    for number, column in enumerate(section.columns):
+    """The figures of a section as a table of rich."""
+    table = Table()
+    for number in range(len(section.columns)):
         width = max((len(row[number]) for row in section.rows if number < len(row)), default=0)
-        heading = "\n".join(textwrap.wrap(column, max(width, _HEADING_WIDTH), break_long_words=False))
+        heading = _heading(section, number, width)
         table.add_column(heading, justify="right" if number else "left", no_wrap=True)
     for cells, baseline in zip(section.rows, section.baselines, strict=True):
         table.add_row(*cells, style="italic" if baseline else "")

@@ -10,5 +10,6 @@ distributed reads from and writes to, `backend` its connectors, listeners and ad
 
 from zmqtasks.integrations.distributed_comm.backend import ZmqBackend
 from zmqtasks.integrations.distributed_comm.security import KeySecurity
+from zmqtasks.integrations.distributed_comm.threads import start_threads
 
-__all__ = ["KeySecurity", "ZmqBackend"]
+__all__ = ["KeySecurity", "ZmqBackend", "start_threads"]

@@ -1,7 +1,8 @@
 """The baseline of the ucx transport: raw ucxx between two processes, with the settings and transports that ours has.
 
-- *Bandwidth and rates* (`bandwidth`): both ends poll, as UCX's own perftest does. A message goes in the chunks of our
-  transport, four at a time as there; the receiver has posted as many, into one warm buffer of the message's size.
+- *Bandwidth and rates* (`bandwidth`): both ends ask UCX, and sleep when it has nothing to do: where processors are few, ends
+  that poll only, as those of UCX's perftest do, take the time from each other. A message goes in the chunks of our transport,
+  into one warm buffer of the message's size.
 - *Round trips* (`round_trips_evented`): both ends wait in uvloop's epoll for the worker's descriptor: the same wake-ups as a
   node has, and nothing else. Those of ends that poll (`round_trips_polling`) are in the settings as `polling_round_trip_us`.
 
@@ -36,10 +37,12 @@ _THERE, _BACK = 1, 2
 _IN_FLIGHT = int(__import__("os").environ.get("IFL", "4"))
 _SMALL_IN_FLIGHT = 64
 _WARM_UP = 50
+_LOOK_MS = 100
+"""The longest sleep, in case a wake-up of UCX does not come."""
 
 
 class _End:
-    """A worker of UCX and its endpoint to the other process; what waits polls, unless it is told to take turns in a loop."""
+    """A worker of UCX and its endpoint to the other process."""
 
     def __init__(self) -> None:
         context = library.load()
@@ -70,11 +73,12 @@ class _End:
         return self._endpoint.tag_recv(self._array(memory), self._lib.UCXXTag(tag))
 
     def wait(self, request: Any, timeout_s: float = START_TIMEOUT_S) -> None:
-        """Returns when `request` is done; MeasuringError when it never is. Between polls it sleeps, if `sleeps`."""
+        """Returns when `request` is done; MeasuringError when it never is. Polls, or (`sleeps`) waits for the descriptor."""
         end = time.perf_counter() + timeout_s
         while not request.completed:
-            if not self.worker.progress() and self.sleeps and not request.completed and self.worker.arm():
-                self._poll.poll(1000)
+            self.worker.progress()
+            if self.sleeps and not request.completed and self.worker.arm():
+                self._poll.poll(_LOOK_MS)
             if time.perf_counter() > end:
                 raise MeasuringError(f"raw ucxx: nothing came for {timeout_s:.0f} s")
         request.check_error()
@@ -91,7 +95,7 @@ def measure(plan: Plan) -> Figures:
     """One round of the baseline."""
     figures = Figures("raw ucxx")
     with holding_gil(plan.hold_gil):
-        with _ends("polling", plan.hold_gil) as end:
+        with _ends("blocking", plan.hold_gil) as end:
             figures.settings["transports"] = ",".join(sorted(library.active_transports()))
             for size in plan.sizes:
                 figures.bandwidth[size] = bandwidth(end, size, plan.time_s).bandwidth
@@ -106,7 +110,7 @@ def measure(plan: Plan) -> Figures:
 
 
 def bandwidth(end: _End, size: int, time_s: float) -> Burst:
-    """Bursts of messages of `size` bytes from one buffer, to an end that polls."""
+    """Bursts of messages of `size` bytes from one buffer."""
     parts = chunks(memoryview(bytearray(b"\xa5") * size))
     burst = Burst(size, time_s)
     answer = bytearray(1)
@@ -134,7 +138,8 @@ def _flow(end: _End, start: Callable[[Any], Any], parts: list[memoryview], count
 
 
 def round_trips_polling(end: _End, size: int, count: int, time_s: float) -> Quantiles:
-    """Round trips with an end that polls."""
+    """Round trips of two ends that poll."""
+    end.sleeps = False
     message, answer = bytearray(b"\xa5") * size, bytearray(size)
     end.wait(end.send(_COMMAND.pack(size, 0), _THERE))
     times: list[float] = []
@@ -225,7 +230,7 @@ def _ends(mode: str, hold_gil: bool, size: int = 0) -> Iterator[_End]:
         end.close()
 
 
-def _poll(end: _End) -> None:
+def _swallow(end: _End) -> None:
     """Swallows bursts, and then echoes."""
     memory = bytearray(0)
     while True:
@@ -237,6 +242,7 @@ def _poll(end: _End) -> None:
         if count:
             _flow(end, lambda part: end.receive(part, _THERE), chunks(memoryview(memory)), count, size)
             end.wait(end.send(b"!", _BACK))
+        end.sleeps = count > 0
         while not count:
             end.wait(end.receive(memory, _THERE), 600)
             end.wait(end.send(memory, _BACK))
@@ -257,8 +263,8 @@ def _answer() -> None:
     end.connect(bytes.fromhex(call["address"]))
     print("address", end.address.hex(), flush=True)
     with holding_gil(call["hold_gil"]):
-        if call["mode"] == "polling":
-            _poll(end)
+        if call["mode"] == "blocking":
+            _swallow(end)
         else:
             uvloop.run(_echo(end, call["size"]))
 

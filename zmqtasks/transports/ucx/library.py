@@ -26,9 +26,18 @@ _SETTINGS = {
     # Without it `sm,tcp,self` silently takes tcp, as shared memory could not tell of a dead peer.
     "UCX_MM_ERROR_HANDLING": "y",
     "UCX_KEEPALIVE_INTERVAL": "1s",
+    # Transfers under way shall fit: with the defaults (256 elements of 8 KiB, and segments of 8 KiB over tcp) both ends wait for
+    # each other most of the time, at a half to a tenth of the bandwidth (`python -m bench.network.baselines_ucx`).
+    "UCX_MM_FIFO_SIZE": "1024",
+    "UCX_TCP_TX_SEG_SIZE": "256k",
+    "UCX_TCP_RX_SEG_SIZE": "256k",
     "UCX_RNDV_THRESH": "auto",  # importing ucxx sets 8192 otherwise
     "UCX_WARN_UNUSED_ENV_VARS": "n",
 }
+_LOOK_S = 0.005
+"""While something is under way, UCX is asked so often at least: a wake-up that does not come then costs this much, and
+is no hang."""
+
 _OURS = ("UCX_", "UCXPY_", "RAPIDS_")
 _RESOURCE = re.compile(r"^#.*resource.*md.*dev.*flags.*$", re.MULTILINE)
 _KINDS = {"sm": ("posix", "sysv", "cma", "xpmem", "knem"), "shm": ("posix", "sysv", "cma", "xpmem", "knem")}
@@ -42,7 +51,8 @@ _workers: dict[asyncio.AbstractEventLoop, UcxWorker] = {}
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def environment() -> Iterator[None]:
+    """Our settings of UCX are in force: needed where a context or a worker is made."""
     before = {name: value for name, value in os.environ.items() if name.startswith(_OURS)}
     for name, value in _SETTINGS.items():
         os.environ.setdefault(name, value)
@@ -64,7 +74,7 @@ def load() -> Any:
     with _lock:
         if _context is None:
             try:
-                with _environment():
+                with environment():
                     from ucxx._lib import libucxx
 
                     _context = libucxx.UCXContext({}, (libucxx.Feature.TAG, libucxx.Feature.WAKEUP))
@@ -114,7 +124,7 @@ class UcxWorker:
         self._loop = loop
         self._lib = libucxx
         self._array = arr.Array
-        with _environment():
+        with environment():
             self._worker = libucxx.UCXWorker(load(), enable_delayed_submission=False, enable_python_future=False)
         self._worker.init_blocking_progress_mode()
         self._descriptor: int = self._worker.epoll_file_descriptor
@@ -123,6 +133,7 @@ class UcxWorker:
         self._awaited: dict[int, tuple[memoryview, Callable[[Exception | None], None]]] = {}
         self._scheduled = False
         self._stuck = False
+        self._look: asyncio.TimerHandle | None = None
 
     def take(self) -> None:
         """One more comm needs the worker."""
@@ -179,6 +190,9 @@ class UcxWorker:
         if self.users:
             return
         self._loop.remove_reader(self._descriptor)
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         self._worker.progress()
         if self._stuck:
             self._requests = [entry for entry in self._requests if not entry[0].completed]
@@ -215,8 +229,16 @@ class UcxWorker:
             except Exception as exc:
                 error = exc
             done(error)
-        if self.users and (finished or not self._worker.arm()):
+        if not self.users:
+            return
+        if finished or not self._worker.arm():
             self._schedule()
+        elif (self._requests or self._awaited) and self._look is None:
+            self._look = self._loop.call_later(_LOOK_S, self._look_again)
+
+    def _look_again(self) -> None:
+        self._look = None
+        self._pump()
 
     def _post_announced(self) -> None:
         for tag, (memory, done) in list(self._awaited.items()):

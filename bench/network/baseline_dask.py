@@ -1,4 +1,6 @@
-"""The baseline of users who come from dask: the tcp comms of dask.distributed, with the same traffic.
+"""The baseline of users who come from dask: the comms of dask.distributed, with the same traffic.
+
+`measure` has its own tcp, `measure_zmq` the same comms on the zmq transport (`zmqtasks.integrations.distributed_comm`).
 
 Started as a module it is the other end: `python -m <this> ADDRESS`. A message is a dictionary with the data marked for
 serialization, as distributed sends results; its comms know no pipelining but their own, so a write waits as it does there.
@@ -7,9 +9,13 @@ serialization, as distributed sends results; its comms know no pipelining but th
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
+import tempfile
 import time
 from typing import Any
+
+from zmqtasks.security import KEY_FILE_VARIABLE
 
 from .figures import BULK_BYTES, SMALL_BYTES, Burst, Figures, Plan, Quantiles
 from .gil import holding_gil
@@ -21,15 +27,26 @@ _MODULE = f"{__package__}.baseline_dask"
 
 def measure(plan: Plan) -> Figures:
     """Latency, bandwidth, and the rate of single messages; ImportError when dask.distributed is not installed."""
+    return _measure_at("tcp", "dask.distributed", plan)
+
+
+def measure_zmq(plan: Plan) -> Figures:
+    """The same over zmq; with a key of its own, which the other end reads from a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[KEY_FILE_VARIABLE] = os.path.join(folder, "key")  # for this process, which measures nothing else
+        return _measure_at("zmq", "dask.distributed on zmq", plan)
+
+
+def _measure_at(scheme: str, name: str, plan: Plan) -> Figures:
     import distributed
 
-    figures = Figures("dask.distributed", {"version": distributed.__version__})
+    figures = Figures(name, {"version": distributed.__version__})
     with holding_gil(plan.hold_gil):
-        asyncio.run(_measure(plan, figures))
+        asyncio.run(_measure(f"{scheme}://127.0.0.1:0", plan, figures))
     return figures
 
 
-async def _measure(plan: Plan, figures: Figures) -> None:
+async def _measure(address: str, plan: Plan, figures: Figures) -> None:
     from distributed.comm import listen
 
     arrived: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -39,7 +56,7 @@ async def _measure(plan: Plan, figures: Figures) -> None:
         arrived.set_result(comm)
         await over.wait()
 
-    async with listen("tcp://127.0.0.1:0", on_comm) as listener:
+    async with listen(address, on_comm) as listener:
         with Child(_MODULE, listener.contact_address, *(["--hold-gil"] if plan.hold_gil else [])):
             async with asyncio.timeout(START_TIMEOUT_S):
                 comm = await arrived

@@ -42,6 +42,7 @@ _COLOURS = {
     "raw-pyzmq": "#b98a8a",
     "raw-ucxx": "#a58fc0",
     "dask": "#ad8b3a",
+    "dask-zmq": "#7d6a3a",
 }
 _OTHER_COLOURS = ("#d6409f", "#5b8c00", "#b35900")
 _FIRST, _SECOND = "#8da4ef", "#e5484d"

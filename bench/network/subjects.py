@@ -27,6 +27,7 @@ class Baseline(NamedTuple):
     """The transports that it stands beside."""
     main: bool = True
     """Their figures are given as ratios to it."""
+    function: str = "measure"
 
 
 BASELINES = (
@@ -34,7 +35,8 @@ BASELINES = (
     Baseline("raw-socket", "raw TCP socket", "baselines_socket", ("unix", "tcp")),
     Baseline("raw-pyzmq", "raw pyzmq", "baselines_zmq", ("zmq",)),
     Baseline("raw-ucxx", "raw ucxx", "baselines_ucx", ("ucx",)),
-    Baseline("dask", "dask.distributed", "baseline_dask", ("tcp",), main=False),
+    Baseline("dask", "dask.distributed", "baseline_dask", ("tcp", "zmq"), main=False),
+    Baseline("dask-zmq", "dask.distributed on zmq", "baseline_dask", ("zmq",), main=False, function="measure_zmq"),
 )
 
 
@@ -88,7 +90,7 @@ def _add_baseline(baseline: Baseline, found: list[Measured], skipped: list[Skipp
         skipped.append(Skipped(baseline.id, "this version does not measure it"))
         return
     subject = Subject(id=baseline.id, name=baseline.name, kind="baseline")
-    found.append(Measured(subject, Task(module=baseline.module)))
+    found.append(Measured(subject, Task(module=baseline.module, function=baseline.function)))
 
 
 def _transport(scheme: str, encrypted: bool) -> Measured:

@@ -255,8 +255,10 @@ class SampleBackoff:
 
     def are_spared(self, size_bytes: int) -> bool:
         """Whether a frame is taken for one that does not shrink, without a look."""
+        if size_bytes > self._left:
+            return False
         self._left -= size_bytes
-        return self._left >= 0
+        return True
 
     def declined(self) -> None:
         """Samples, or the frame behind them, did not shrink."""

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _CONTEXT = "zmqtasks.nodes.worker.context"
 _DASK = "zmqtasks.integrations.dask"
+_JOBLIB = "zmqtasks.integrations.joblib"
 
 
 class _Receiving(threading.local):
@@ -41,6 +42,8 @@ def opened(client: Client, as_default: bool) -> None:
         if as_default:
             _defaults.append(client)
     _tell_dask()
+    if "joblib.parallel" in sys.modules and _JOBLIB not in sys.modules:
+        importlib.import_module(_JOBLIB)  # which makes the backend known by its name
 
 
 def closed(client: Client) -> None:
@@ -66,6 +69,11 @@ def defaults() -> list[Client]:
 def in_worker_process() -> bool:
     """Whether tasks of a cluster run in this process with clients of their own."""
     return bool(_task_clients)
+
+
+def in_task() -> bool:
+    """Whether this code is run by a task, in its own thread."""
+    return _current_worker() is not None
 
 
 def default_client() -> Client:

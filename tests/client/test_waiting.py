@@ -142,6 +142,16 @@ def test_a_failing_callback_is_logged(client: Client, caplog: pytest.LogCaptureF
     eventually(lambda: "a done callback of" in caplog.text)
 
 
+def test_a_callback_keeps_nothing_once_it_was_called(client: Client, eventually: Eventually) -> None:
+    called = threading.Event()
+    future = client.submit(tasks.inc, 1)
+    key = future.key
+    future.add_done_callback(lambda _: called.set())
+    assert called.wait(10)
+    del future
+    eventually(lambda: key not in client.who_has())
+
+
 def test_executor_futures(client: Client, gate: Path) -> None:
     pool = client.get_executor(retries=1)
     first, second = pool.submit(tasks.wait_for, str(gate), 1), pool.submit(tasks.inc, 1)

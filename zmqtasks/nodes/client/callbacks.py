@@ -36,3 +36,4 @@ class CallbackThread:
     def _run(self) -> None:
         while (function := self._calls.get()) is not None:
             function()
+            del function  # while this waits for the next one, the last one's future shall be free to go

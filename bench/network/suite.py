@@ -57,7 +57,7 @@ def quick(
     rounds: int | None = None,
     compressions: Collection[str] | None = None,
 ) -> Suite:
-    """About half a minute: enough to see what is what, not to see some per cent."""
+    """About a minute: enough to see what is what, not to see some per cent."""
     plan = Plan(sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, peers=peers or 2)
     return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, 1, 1, 1, _compressions(compressions), False)
 

@@ -28,6 +28,8 @@ _PNG_INK, _PNG_GRID = "#1c2024", "#d9d9e0"
 _PNG_DPI = 160
 _SHORT_NAME = 16
 """Three such names fit beside each other in a legend."""
+_MOST_SIZES = 7
+"""So many names of sizes fit below a drawing."""
 _FEW_DECADES = 50
 """Below this ratio of the ends of an axis its powers of ten are too few marks."""
 _COLOURS = {
@@ -220,8 +222,11 @@ def _curves(height_in: float, label: str, text: Callable[[float | None], str]) -
 
 
 def _finish(figure: Any, axes: Any, sizes: list[int]) -> Any:
-    step = max(1, -(-len(sizes) // 7))
-    shown = sizes[::-1][::step][::-1]
+    shown = sizes[-1:]
+    apart = math.log2(sizes[-1] / sizes[0]) / _MOST_SIZES
+    for size in sizes[-2::-1]:  # from the largest on, as far apart as their names need
+        if math.log2(shown[0] / size) >= apart:
+            shown.insert(0, size)
     axes.set_xticks(shown, [size_text(size) for size in shown], minor=False)
     axes.tick_params(axis="x", labelsize=8)
     names = [line.get_label() for line in axes.get_lines()]

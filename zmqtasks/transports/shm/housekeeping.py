@@ -6,6 +6,7 @@ No event loop is needed: the one of a link may be closed long before the last ar
 from __future__ import annotations
 
 import logging
+import os
 import select
 import threading
 import time
@@ -20,6 +21,8 @@ _LOOK_S = 0.5
 """How soon the thread takes up what is new."""
 
 _lock = threading.Lock()
+_bell = threading.Event()
+"""Something is to be done at once; heard while there are no channels to listen to."""
 _orphans: dict[int, Channel] = {}  # by descriptor
 _arenas: set[Arena] = set()
 _thread: threading.Thread | None = None
@@ -30,6 +33,7 @@ def adopt(channel: Channel) -> None:
     with _lock:
         _orphans[channel.fileno()] = channel
         _wake()
+    _bell.set()
 
 
 def look_after(arena: Arena) -> None:
@@ -38,6 +42,8 @@ def look_after(arena: Arena) -> None:
         with _lock:
             _arenas.add(arena)
             _wake()
+    if arena.unmapped:
+        _bell.set()
 
 
 def _wake() -> None:
@@ -56,17 +62,25 @@ def _keep_house() -> None:
             if not arenas and not channels:
                 _thread = None
                 return
-        readable = select.poll()
-        for descriptor in channels:
-            readable.register(descriptor, select.POLLIN)
-        for descriptor, _ in readable.poll(_LOOK_S * 1000):
-            _receive(descriptor, channels[descriptor])
-        channels.clear()
+        if channels:
+            _listen(channels)
+            channels.clear()
+        else:
+            _bell.wait(_LOOK_S)
+        _bell.clear()
         now = time.monotonic()
         for arena in arenas:
             if not arena.trim(now):
                 with _lock:
                     _arenas.discard(arena)
+
+
+def _listen(channels: dict[int, Channel]) -> None:
+    readable = select.poll()
+    for descriptor in channels:
+        readable.register(descriptor, select.POLLIN)
+    for descriptor, _ in readable.poll(_LOOK_S * 1000):
+        _receive(descriptor, channels[descriptor])
 
 
 def _receive(descriptor: int, channel: Channel) -> None:
@@ -79,3 +93,14 @@ def _receive(descriptor: int, channel: Channel) -> None:
     if not going_on:
         with _lock:
             _orphans.pop(descriptor, None)
+
+
+def _forget_after_fork() -> None:
+    """A child has none of its parent's threads, and its leases are none of the child's business."""
+    global _lock, _bell, _thread
+    _lock, _bell, _thread = threading.Lock(), threading.Event(), None
+    _orphans.clear()
+    _arenas.clear()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

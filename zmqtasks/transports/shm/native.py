@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 PAGE_BYTES = mmap.PAGESIZE
 
 _MAP_NORESERVE = 0x4000  # linux/mman.h, the same on x86 and arm
+_MADV_POPULATE_WRITE = 23  # asm-generic/mman-common.h
 _TMPFS_MAGIC = 0x01021994  # linux/magic.h; memory files made of huge pages have another
 _KNOWN_TO_COLLECTOR = 1 << 14  # Py_TPFLAGS_HAVE_GC in CPython's object.h
 _STATFS_BYTES = 256  # struct statfs has 120 bytes; its first word is the type
@@ -127,6 +128,11 @@ def has_own_pages(address: int, size_bytes: int) -> bool:
         return True
     kinds = np.frombuffer(told, np.uint64) >> np.uint64(61)
     return bool(np.any((kinds >= 2) & (kinds % 2 == 0)))
+
+
+def populate(address: int, size_bytes: int) -> bool:
+    """Maps the pages behind a shared mapping for writing, without page faults; False: the kernel (before 5.14) cannot."""
+    return not _libc.madvise(address, size_bytes, _MADV_POPULATE_WRITE)
 
 
 def punch_hole(address: int, size_bytes: int) -> None:

@@ -2,15 +2,18 @@
 
 One cluster and one client for the session; workers live in this process unless ZMQTASKS_SUITE_PROCESSES is set. `assert_eq`
 of dask's test tools computes on the synchronous scheduler unless told otherwise: that default is replaced. What is known to
-fail is listed with its reason in `expected_failures.txt`.
+fail is listed with its reason in `expected_failures.txt`. ZMQTASKS_SUITE_ENGINE=distributed puts the client of
+dask.distributed in the same place, for comparison.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import dask
 import dask.array.utils
@@ -19,9 +22,21 @@ import dask.dataframe.utils
 import pytest
 
 from zmqtasks import Client, LocalCluster
-from zmqtasks.integrations.dask import scheduler
+from zmqtasks.integrations.dask import scheduler as zmqtasks_scheduler
 
+DISTRIBUTED = os.environ.get("ZMQTASKS_SUITE_ENGINE", "zmqtasks") == "distributed"
+PROCESSES = bool(os.environ.get("ZMQTASKS_SUITE_PROCESSES"))
 LIST = Path(__file__).parent / "expected_failures.txt"
+
+
+def distributed_scheduler(graph: Any, keys: Any, **options: Any) -> Any:
+    """What the default client of dask.distributed computes."""
+    import distributed
+
+    return distributed.default_client().get(graph, keys, **options)
+
+
+scheduler = distributed_scheduler if DISTRIBUTED else zmqtasks_scheduler
 
 
 def replace_default(function: object, name: str = "scheduler") -> None:
@@ -58,7 +73,7 @@ def read_expected() -> list[tuple[str, str]]:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what is known to fail."""
-    expected = read_expected()
+    expected = [] if DISTRIBUTED else read_expected()
     for item in items:
         name = item.nodeid.rpartition("site-packages/")[2] or item.nodeid
         for pattern, reason in expected:
@@ -67,11 +82,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def session_client() -> Iterator[Client]:
+def session_client() -> Iterator[Any]:
     """The client that everything computes on."""
-    processes = bool(os.environ.get("ZMQTASKS_SUITE_PROCESSES"))
-    with (
-        LocalCluster(n_workers=2 if processes else 1, threads_per_worker=2, processes=processes) as cluster,
-        Client(cluster) as client,
-    ):
+    workers = {"n_workers": 2 if PROCESSES else 1, "threads_per_worker": 2, "processes": PROCESSES}
+    if DISTRIBUTED:
+        import distributed
+
+        with (
+            closing(distributed.LocalCluster(dashboard_address=None, **workers)) as cluster,
+            distributed.Client(cluster) as client,
+        ):
+            yield client
+        return
+    with LocalCluster(**workers) as cluster, Client(cluster) as client:
         yield client

@@ -261,6 +261,51 @@ def test_what_was_written_before_a_close_arrives() -> None:
     run(test)
 
 
+def test_a_close_does_not_wait_for_a_peer_that_is_busy() -> None:
+    address: list[str] = []
+    got: list[Any] = []
+    busy, done = threading.Event(), threading.Event()
+
+    def serve() -> None:
+        async def on_comm(comm: Any) -> None:
+            got.append(await comm.read())
+            busy.set()
+            done.wait(DEADLINE_S)  # a task that holds up the loop
+            with contextlib.suppress(CommClosedError):
+                while True:
+                    got.append(await comm.read())
+
+        async def until_done() -> None:
+            async with listen(LOOPBACK, on_comm) as listener:
+                address.append(listener.contact_address)
+                await until(lambda: len(got) == 3)
+
+        run(until_done)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+
+    async def test() -> None:
+        await until(lambda: bool(address))
+        comm = await connect(address[0])
+        await comm.write("first")
+        await until(busy.is_set)
+        await comm.write("second")
+        await comm.write("third")
+        began = time.monotonic()
+        await comm.close()
+        assert time.monotonic() - began < DEADLINE_S / 4
+        done.set()
+        await asyncio.to_thread(thread.join)
+
+    try:
+        run(test)
+    finally:
+        done.set()
+        thread.join()
+    assert got == ["first", "second", "third"]
+
+
 def test_a_read_that_is_given_up_aborts_the_comm() -> None:
     async def test() -> None:
         async with pair() as (ours, theirs):

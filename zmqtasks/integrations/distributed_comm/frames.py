@@ -25,6 +25,9 @@ UNREAD_BYTES = 16 * MIB
 _MESSAGE_OVERHEAD_BYTES = 256
 """What a message takes beside its frames, so that tiny ones are bounded as well."""
 
+_CLOSE_S = 1.0
+"""How long a close waits for the peer's answer, which comes from its event loop: a task there may hold it up for longer."""
+
 _NAME = "dask.distributed"
 _instance_id: InstanceId = new_instance_id()
 
@@ -41,6 +44,7 @@ class FrameLink:
         self._unread_bytes = 0
         self._paused = False
         self._waiter: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
         comm.set_handler(self)
 
     @property
@@ -73,9 +77,14 @@ class FrameLink:
         await self.comm.drain()
 
     async def close(self) -> None:
-        """Ends the link once what was sent is out; what was not read is dropped, and a reader gets the end."""
+        """Ends the link once what was sent is out; what was not read is dropped, and a reader gets the end.
+
+        With a peer that is busy that goes on after this has returned.
+        """
         self._drop_unread(CommClosedError(f"the link to {self.comm.peer_address} was closed by this side"))
-        await self.comm.close()
+        if self._closing is None:
+            self._closing = self.loop.create_task(self.comm.close())
+        await asyncio.wait((self._closing,), timeout=_CLOSE_S)
 
     def abort(self) -> None:
         """Ends the link at once, in any state of its event loop; a reader gets the end."""

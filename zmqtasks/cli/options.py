@@ -22,7 +22,7 @@ from zmqtasks.transports.address import format_host_port
 
 DEFAULT_PORT = 8786
 """The port that users of dask know."""
-PROTOCOLS = ("tcp", "unix", "zmq")
+PROTOCOLS = ("tcp", "unix", "zmq", "ucx")
 """Transports between processes."""
 FILE_WAIT_S = 30.0
 """How long nodes wait for a scheduler, started at the same time, to write its file or the key."""

@@ -96,7 +96,8 @@ async def _play(role: str, address: str, settings: LinkSettings) -> Exception:
     peer = _Peer(comm, role)
     acting = asyncio.create_task(_act(comm, role))
     error = await peer.ended
-    acting.cancel()
+    if role != "close":  # a close that is cancelled aborts the link, which the other side may not have read to its end
+        acting.cancel()
     await asyncio.wait([acting])
     await comm.close()
     if listener is not None:

@@ -21,6 +21,8 @@ import pandas as pd
 from distributed import Client, LocalCluster
 from distributed.comm.core import Comm
 
+from zmqtasks.integrations.distributed_comm import KeySecurity
+
 DEADLINE_S = 30.0
 
 
@@ -43,12 +45,15 @@ def collections(client: Client) -> None:
 
 
 def local_cluster() -> None:
-    """Nannies and workers as processes: collections, restart, a worker that is killed, close."""
+    """Nannies and workers as processes, links encrypted: collections, restart, a worker that is killed, close."""
+    security = KeySecurity.temporary(require_encryption=True)
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, protocol="zmq://", dashboard_address=None) as cluster,
+        LocalCluster(protocol="zmq://", security=security, **options) as cluster,
         Client(cluster) as client,
     ):
         assert all(worker.startswith("zmq://") for worker in client.scheduler_info()["workers"])
+        assert all(comm.extra_info["encrypted"] for comm in Comm._instances)
         collections(client)
         client.restart(timeout=DEADLINE_S)
         assert sum(client.gather(client.map(increase, range(100)))) == 5050
@@ -62,7 +67,7 @@ def through_a_file(path: str) -> None:
     """A cluster that the command line started; ends it."""
     until(lambda: os.path.exists(path))
     with Client(scheduler_file=path) as client:
-        client.wait_for_workers(2, timeout=DEADLINE_S)
+        client.wait_for_workers(1, timeout=DEADLINE_S)
         collections(client)
         assert client._scheduler_identity["address"].startswith("zmq://")
         client.shutdown()

@@ -56,7 +56,7 @@ def test_a_cluster_of_the_command_line(tmp_path: Path) -> None:
     common = ["--protocol", "zmq", "--host", "127.0.0.1", "--no-dashboard", "--scheduler-file", file]
     commands = [
         ["scheduler", "--port", "0", *common],
-        ["worker", "--nworkers", "2", "--nthreads", "1", *common],
+        ["worker", "--nworkers", "1", "--nthreads", "2", *common],
     ]
     logs = [tmp_path / f"{command[0]}.log" for command in commands]
     nodes = []

@@ -46,6 +46,8 @@ KEPT_BYTES = 256 * MIB
 """Copies kept for a next reader, at most; past it the longest unused one makes room, and its warm block serves the next
 copy: values that are read once must not each take a cold one."""
 
+_MAPPED_BLOCK_BYTES = 256 * MIB
+"""Larger blocks are mapped when they are used again, and not for nothing."""
 _MAPPED_BYTES = 4 * MIB
 """Mapped in one go, in about 1 ms."""
 
@@ -180,7 +182,9 @@ class Arena:
 
     def filled(self, block: Block) -> None:
         """The content is complete; the next time the block's pages will be there."""
-        if block.present < block.filled:
+        if block.filled > _MAPPED_BLOCK_BYTES:
+            block.present = block.filled
+        elif block.present < block.filled:
             self._unmapped.append(block)
 
     # -- memory for senders who make their content in place

@@ -22,8 +22,8 @@ def brake(wire: Cable, rate: str) -> None:
 
 
 def grid(rows):
-    """A MiB for 128 rows, which lz4 makes 0.64 of at some 0.7 GB/s: worth the work up to about 0.2 GB/s."""
-    return np.random.default_rng(rows).integers(0, 1 << 24, (rows, 1024))
+    """A MiB for 128 rows, which lz4 makes 0.78 of at some 0.6 GB/s: worth the work up to about 0.1 GB/s."""
+    return np.random.default_rng(rows).integers(0, 1 << 32, (rows, 1024))
 
 
 def total(array):
@@ -31,15 +31,18 @@ def total(array):
 
 
 @needs_namespaces
-@pytest.mark.parametrize(("protocol", "rate"), [("tcp", "200mbit"), ("zmq", "200mbit"), ("tcp", None)])
-def test_auto_compresses_on_a_slow_link_only(protocol: str, rate: str | None) -> None:
+@pytest.mark.parametrize(("protocol", "rate"), [("tcp", "80mbit"), ("zmq", "80mbit"), ("tcp", None)])
+def test_auto_compresses_on_a_slow_link_only(protocol: str, rate: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if rate is None:  # on a busy machine encrypting is what makes a link slow, and this one shall be fast
+        monkeypatch.setenv("ZMQTASKS_ENCRYPTION", "off")
     with two_hosts(protocol) as hosts:
         if rate:
             brake(hosts.cable, rate)
-        for rows in (2048, 2049, 2050, 2051):  # 16 MiB each, the first to see how fast it goes
-            made = hosts.client.submit(grid, rows, workers=[hosts.here])
+        rows = 1024 if rate else 4096
+        for number in range(rows, rows + 4):  # 8 or 32 MiB each, the first to see how fast it goes
+            made = hosts.client.submit(grid, number, workers=[hosts.here])
             used = hosts.client.submit(total, made, workers=[hosts.there])
-            assert used.result(timeout=60) == total(grid(rows))
+            assert used.result(timeout=60) == total(grid(number))
 
         def counted() -> dict[str, float]:
             worker = hosts.client.scheduler_info()["workers"][hosts.here]
@@ -47,7 +50,7 @@ def test_auto_compresses_on_a_slow_link_only(protocol: str, rate: str | None) ->
 
         if rate:
             wait_until(lambda: counted().get("compressed", 0) >= 3, "the worker compressed")
-            assert counted()["ratio"] == pytest.approx(0.64, abs=0.02)
+            assert counted()["ratio"] == pytest.approx(0.78, abs=0.02)
         else:
             wait_until(lambda: sum(counted().get(n, 0) for n in ("compressed", "declined_by_rate")) >= 4, "it counted")
             assert counted()["compressed"] == 0

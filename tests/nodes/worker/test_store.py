@@ -70,3 +70,21 @@ def test_reading_for_a_peer_gives_a_payload_none_or_a_reason() -> None:
     assert isinstance(reason, str)
     assert "live" in reason
     assert "lock" in reason
+
+
+def test_a_small_view_of_a_received_frame_does_not_keep_it() -> None:
+    store = Store()
+    frame = memoryview(bytearray(1 << 20))
+    array = np.ndarray((1 << 17,), np.float64, buffer=frame)
+    array[:] = np.arange(1 << 17)
+    for key, value, kept in (
+        ("slice", array[5:1000:3], False),
+        ("turned", array[:2000].reshape(20, 100).T, False),
+        ("most", array[:100_000], True),
+        ("own", np.arange(1 << 17)[:10], True),
+    ):
+        store.put_value(key, value, value.nbytes)
+        held = store.entries[key].get()
+        assert (held is value) == kept, key
+        assert np.array_equal(held, value)
+        assert np.shares_memory(held, value) == kept

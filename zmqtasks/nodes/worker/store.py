@@ -21,6 +21,8 @@ _UNOPENED: Any = object()
 
 LASTING_BYTES = 512 * KIB
 """Payloads from this size on are the same objects for every peer, where that takes no memory: see `Comm.send_lasting`."""
+DETACHED_BYTES = 256 * KIB
+"""Results up to this size do not keep frames that are larger by more than this: a copy takes 20 us."""
 _PICKLED_SHARE = 64
 """Of such a payload at most this part is a copy of something."""
 
@@ -94,6 +96,23 @@ def _is_memory_of(value: Any, payload: Payload) -> bool:
     return numpy is not None and type(value) is numpy.ndarray and bool(value.flags.forc)
 
 
+def _detached(value: Any) -> Any:
+    """A small array that is a view of a much larger received frame, as a copy: it would keep all of the frame."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None or type(value) is not numpy.ndarray or value.base is None or value.nbytes > DETACHED_BYTES:
+        return value
+    base = value.base
+    while type(base) is numpy.ndarray and base.base is not None:
+        base = base.base
+    if type(base) is numpy.ndarray:
+        return value  # of memory that was made here
+    try:
+        size = memoryview(base).nbytes
+    except TypeError:  # not a frame
+        return value
+    return value.copy("K") if size > 2 * value.nbytes + DETACHED_BYTES else value
+
+
 class Store:
     """Entries by key, and the bytes that they take together."""
 
@@ -106,7 +125,7 @@ class Store:
 
     def put_value(self, key: Key, value: Any, size: int, data: bytes | None = None) -> None:
         """Keeps the result of a task; `data` is its inline payload when there is one."""
-        self._put(key, Entry(value, size, data))
+        self._put(key, Entry(_detached(value), size, data))
 
     def put_inputs(self, keys: Iterable[Key], values: Iterable[bytes]) -> None:
         """Keeps inline payloads unopened, until `drop_inputs`."""

@@ -46,6 +46,12 @@ log = logging.getLogger(__name__)
 @click.option("--local-directory", type=click.Path(file_okay=False), help="Where workers keep files.")
 @click.option("--protocol", type=click.Choice(PROTOCOLS), help="For data between workers (default: the scheduler's).")
 @interface_option
+@click.option(
+    "--preload",
+    multiple=True,
+    metavar="MODULE|FILE.py",
+    help="Loaded by each worker before it joins, its dask_setup(worker) called; may be given several times.",
+)
 @click.option("--nanny/--no-nanny", default=True, help="Whether a nanny watches and restarts the worker processes.")
 @key_file_option
 @encryption_option
@@ -62,6 +68,7 @@ def worker(
     local_directory: str | None,
     protocol: str | None,
     interface: str | None,
+    preload: tuple[str, ...],
     nanny: bool,
     key_file: str | None,
     encryption: str | None,
@@ -71,6 +78,8 @@ def worker(
     """Start workers for the scheduler at ADDRESS (or in --scheduler-file) and run them until Ctrl-C."""
     if not nanny and nworkers != 1:
         raise ConfigError(f"--no-nanny runs one worker in this process, not {nworkers}: leave out --nworkers")
+    if preload and not nanny:
+        raise ConfigError("--preload is for worker processes of their own: leave out --no-nanny")
     threads = nthreads or max(1, available_cpus() // nworkers)
     limit_bytes = parse_memory_limit(memory_limit, threads, nworkers)
     amounts = parse_resources(resources)
@@ -95,6 +104,7 @@ def worker(
             name=name,
             local_directory=local_directory,
             listen_address=listens,
+            preload=preload,
         )
 
     def make_worker() -> Node:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zmqtasks import errors
@@ -34,7 +34,7 @@ class NannyNode:
     `scheduler_address` may be an awaitable: workers are started before it is known. Limit, threads and resources are
     those of each worker. `protocol` is the transport for data between workers (default: the
     scheduler's), `listen_address` says more precisely where each of them listens (port 0). Without `local_output`
-    what tasks print is only forwarded to the clients, not written here.
+    what tasks print is only forwarded to the clients, not written here. `preload`: modules and files, see `Preloads`.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class NannyNode:
         local_directory: str | None = None,
         protocol: str | None = None,
         listen_address: str | None = None,
+        preload: Sequence[str] = (),
         local_output: bool = True,
         log_level: str | int | None = None,
         instance_id: InstanceId | None = None,
@@ -75,6 +76,7 @@ class NannyNode:
             "local_directory": local_directory,
             "local_output": local_output,
             "listen_address": listen_address or (f"{protocol}://:0" if protocol else None),
+            "preload": list(preload),
             "nanny_id": self.instance_id.hex(),
             "log_level": log_level if log_level is not None else logging.getLogger("zmqtasks").getEffectiveLevel(),
         }

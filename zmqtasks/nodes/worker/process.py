@@ -30,6 +30,7 @@ from zmqtasks.errors import ZmqTasksError
 from zmqtasks.logs import configure_logging
 from zmqtasks.nodes.worker import output
 from zmqtasks.nodes.worker.node import WorkerNode
+from zmqtasks.nodes.worker.preloading import Preloads
 from zmqtasks.security import ClusterKey, Security
 
 logger = logging.getLogger(__name__)
@@ -145,8 +146,9 @@ async def _serve(settings: dict[str, Any], lines: _Lines) -> int:
         nanny_id=bytes.fromhex(settings["nanny_id"]),
         executing_slots=_map_marks(settings["marks_descriptor"]),
     )
+    preloads = Preloads(settings["preload"])
     try:
-        if not await _first(node.start(), stop):
+        if not await _first(preloads.set_up(node), stop) or not await _first(node.start(), stop):
             return 0
         _become_ready(settings, node)
         if not await _first(node.finished(), stop):
@@ -156,6 +158,7 @@ async def _serve(settings: dict[str, Any], lines: _Lines) -> int:
         _report(settings, {"stopped": True})
         return 0
     finally:
+        await preloads.tear_down(node)
         await node.close("the worker ends")
 
 

@@ -46,7 +46,7 @@ KEPT_BYTES = 256 * MIB
 """Copies kept for a next reader, at most; past it the longest unused one makes room, and its warm block serves the next
 copy: values that are read once must not each take a cold one."""
 
-_MAPPED_BLOCK_BYTES = 256 * MIB
+_MAPPED_BLOCK_BYTES = 128 * MIB
 """Larger blocks are mapped when they are used again, and not for nothing."""
 _MAPPED_BYTES = 4 * MIB
 """Mapped in one go, in about 1 ms."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import json
 import math
 import statistics
@@ -47,11 +48,17 @@ def engine(name: str, workers: int, threads: int) -> Iterator[Any]:
         yield client
 
 
+def _imports() -> None:
+    """What tasks import, which is no part of any workload."""
+    for module in ("dask.array", "dask.bag", "dask.dataframe", "dask.delayed", "pyarrow.parquet", "xarray"):
+        importlib.import_module(module)
+
+
 def run_round(name: str, arguments: argparse.Namespace, times: Times, answers: dict[tuple[str, str], float]) -> None:
     """All workloads on one engine, once; raises RuntimeError when an answer differs from the one before."""
     with engine(name, arguments.workers, arguments.threads) as client:
         client.wait_for_workers(arguments.workers)
-        SETS["small"]["dataframe: groupby"]()  # imports in the workers
+        client.run(_imports)
         for group, workloads in SETS.items():
             for what, run in workloads.items():
                 if arguments.only not in f"{group} {what}":

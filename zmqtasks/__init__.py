@@ -10,8 +10,9 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from zmqtasks.client import Client
     from zmqtasks.config import Config
+    from zmqtasks.coordination import Event, Lock, Semaphore
     from zmqtasks.deploy.local import LocalCluster
-    from zmqtasks.errors import CancelledError, KilledWorker, LostDataError, TaskTimeoutError, ZmqTasksError
+    from zmqtasks.errors import CancelledError, KilledWorker, LeaseError, LostDataError, TaskTimeoutError, ZmqTasksError
     from zmqtasks.future import Future
     from zmqtasks.nodes.worker.context import get_worker, is_cancelled, print, rejoin, secede, warn  # noqa: A004
     from zmqtasks.progressbar import progress
@@ -25,11 +26,15 @@ _HOMES = {
     "Client": "client",
     "ClusterKey": "security",
     "Config": "config",
+    "Event": "coordination",
     "Future": "future",
     "KilledWorker": "errors",
+    "LeaseError": "errors",
     "LocalCluster": "deploy.local",
+    "Lock": "coordination",
     "LostDataError": "errors",
     "Security": "security",
+    "Semaphore": "coordination",
     "TaskTimeoutError": "errors",
     "ZmqTasksError": "errors",
     "as_completed": "waiting",
@@ -56,11 +61,15 @@ __all__ = [
     "Client",
     "ClusterKey",
     "Config",
+    "Event",
     "Future",
     "KilledWorker",
+    "LeaseError",
     "LocalCluster",
+    "Lock",
     "LostDataError",
     "Security",
+    "Semaphore",
     "TaskTimeoutError",
     "ZmqTasksError",
     "__version__",

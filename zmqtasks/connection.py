@@ -42,6 +42,7 @@ class Connection(ClusterView):
         set_as_default: bool = True,
         config: Config | None = None,
         shows_output: bool = True,
+        worker: bytes = b"",
         **cluster_options: Any,
     ) -> None:
         if cluster_options and (address is not None or scheduler_file is not None):
@@ -59,6 +60,7 @@ class Connection(ClusterView):
         self._set_as_default = set_as_default
         self._config = config or load_config()
         self._shows_output = shows_output
+        self._worker = worker
         self.status = "newly-created"
         if not asynchronous:
             self._start_sync()
@@ -142,6 +144,7 @@ class Connection(ClusterView):
             loop_thread=loop_thread,
             # What tasks print in this process is on its terminal already.
             shows_output=self._shows_output and not address.startswith("inproc:"),
+            worker=self._worker,
         )
 
     def _connected(self, node: ClientNode) -> None:

@@ -159,6 +159,10 @@ class KilledWorker(ZmqTasksError):  # the name that users of dask.distributed kn
     """A task was executing on too many workers that died; the message names the exit signal of the last one."""
 
 
+class LeaseError(ZmqTasksError, RuntimeError):
+    """A lock or semaphore was released too often, is closed, or is in use with another number of leases."""
+
+
 class LostDataError(ZmqTasksError):
     """A result is gone and cannot be computed again (scattered data, or a forgotten task)."""
 

@@ -155,6 +155,7 @@ def _client_of(worker: Any, timeout: float | str | None) -> Client:
                 timeout=timeout,
                 set_as_default=False,
                 shows_output=False,
+                worker=worker.instance_id,
             )
             _task_clients[address] = client
             _tell_dask()

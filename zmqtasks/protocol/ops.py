@@ -90,6 +90,8 @@ class ClientIntroduction(Op, tag=1):
     name: str
     pid: int
     host: str
+    worker: bytes = b""
+    """Instance id of the worker in whose process it lives, for that worker's tasks: it ends with that process."""
 
 
 class WorkerIntroduction(Op, tag=2):
@@ -287,6 +289,58 @@ class Shutdown(Op, tag=33):
     reason: str = ""
 
 
+class AcquireLease(Op, tag=50):
+    """Asks for a lease of a semaphore (a lock has one); answered by `QueryAnswered`: whether it was granted.
+
+    The lease is called by the number of this request.
+    """
+
+    request: int
+    name: str
+    max_leases: int = 1
+    timeout_s: float | None = None
+    """None: waits as long as it takes."""
+
+
+class GiveUp(Op, tag=51):
+    """Gives back a lease, or ends a wait, whichever it is by now; answered by `QueryAnswered`, unless `request` is 0."""
+
+    request: int
+    number: int
+    """Of the `AcquireLease` or `WaitEvent`."""
+
+
+class ReadLeases(Op, tag=52):
+    """Asks how many leases of a semaphore are held; answered by `QueryAnswered`."""
+
+    request: int
+    name: str
+
+
+class CloseSemaphore(Op, tag=53):
+    """Ends a semaphore: waiting and later requests for leases fail; answered by `QueryAnswered`."""
+
+    request: int
+    name: str
+
+
+class SetEvent(Op, tag=54):
+    """Sets or clears an event; answered by `QueryAnswered`."""
+
+    request: int
+    name: str
+    value: bool
+
+
+class WaitEvent(Op, tag=55):
+    """Waits until an event is set; answered by `QueryAnswered`: whether it is."""
+
+    request: int
+    name: str
+    timeout_s: float | None = None
+    """None: waits as long as it takes."""
+
+
 # --- scheduler -> client --------------------------------------------------------------------------------------------
 
 
@@ -345,7 +399,7 @@ class Locations(Op, tag=46):
 
 
 class QueryAnswered(Op, tag=47):
-    """The answer to `Query` and `Restart`: plain data as MessagePack, or an error text."""
+    """The answer to `Query`, `Restart` and the ops of coordination: plain data as MessagePack, or an error text."""
 
     request: int
     answer: bytes
@@ -664,6 +718,12 @@ ClientToScheduler: TypeAlias = (
     | RunFunction
     | Restart
     | Shutdown
+    | AcquireLease
+    | GiveUp
+    | ReadLeases
+    | CloseSemaphore
+    | SetEvent
+    | WaitEvent
     | Goodbye
 )
 SchedulerToClient: TypeAlias = (

@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from typing import Any
 
 import msgspec
@@ -90,6 +90,7 @@ class ClientNode:
         name: str = "",
         loop_thread: loops.LoopThread | None = None,
         shows_output: bool = True,
+        worker: bytes = b"",
     ) -> None:
         self.address = address
         self.security = security
@@ -99,6 +100,7 @@ class ClientNode:
         self.name = name
         self.loop_thread = loop_thread
         self.shows_output = shows_output
+        self.worker = worker
         self.lock = threading.Lock()
         self.machine = ClientMachine()
         self.dropped = self.machine.dropped
@@ -140,7 +142,7 @@ class ClientNode:
 
     async def _connect(self) -> None:
         instance = new_instance_id()
-        introduction = ClientIntroduction(self.name, os.getpid(), socket.gethostname())
+        introduction = ClientIntroduction(self.name, os.getpid(), socket.gethostname(), self.worker)
         self.pool = DataPool(security=self.security, config=self.config, instance_id=instance, name=self.name)
         self.channel = await open_channel(
             self.address,
@@ -430,6 +432,10 @@ class ClientNode:
         """The scheduler's answer to a question, as plain data."""
         answer = await self._ask(lambda request: Query(request, what, list(keys), list(workers)))
         return _opened(answer)
+
+    async def ask(self, make: Callable[[int], Op]) -> Any:
+        """The answer to the op that `make` gives for the number of the request, as plain data. Raises QueryError."""
+        return _opened(await self._ask(make))
 
     async def restart(self, timeout_s: float) -> Any:
         """Restarts the workers; the scheduler's answer."""

@@ -7,7 +7,8 @@ then `flush` once for all of it: placement happens there, and every peer gets at
 clock, draws a random number, or opens a payload.
 
 The rules are in the modules beside this one: `lifecycle` (tasks), `placement` (who runs what), `data` (bytes that clients give,
-whereabouts), `membership` (who is there), `errands` (function calls, restarts), `queries`.
+whereabouts), `membership` (who is there), `errands` (function calls, restarts), `coordination`
+(semaphores, events), `queries`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import msgspec
 
 from zmqtasks.config import Config
 from zmqtasks.errors import RemoteProtocolError
+from zmqtasks.nodes.scheduler.coordination import Coordination
 from zmqtasks.nodes.scheduler.data import DataBook
 from zmqtasks.nodes.scheduler.errands import Errands
 from zmqtasks.nodes.scheduler.lifecycle import Lifecycle
@@ -49,13 +51,14 @@ class SchedulerMachine:
         self.placement = Placement(self.state)
         self.lifecycle = Lifecycle(self.state, self.placement)
         self.data = DataBook(self.state, self.placement, self.lifecycle)
-        self.membership = Membership(self.state, self.placement, self.lifecycle, self.data)
+        self.coordination = Coordination(self.state)
+        self.membership = Membership(self.state, self.placement, self.lifecycle, self.data, self.coordination)
         self.errands = Errands(self.state, self.lifecycle, self.membership)
         self.queries = Queries(self.state)
         self.shutdown_reason: str | None = None
         """Set when a client asked the cluster to end."""
         self._keeper = ClientState(KEEPER_SESSION, 0, "fire-and-forget", "", 0, self.state.dirty)
-        lifecycle, data, errands = self.lifecycle, self.data, self.errands
+        lifecycle, data, errands, coordination = self.lifecycle, self.data, self.errands, self.coordination
         self._client_handlers: dict[type, Callable[[ClientState, Any], None]] = {
             ops.SubmitTasks: lifecycle.submit,
             ops.ReleaseKeys: lambda client, op: lifecycle.release(client, op.keys),
@@ -72,6 +75,12 @@ class SchedulerMachine:
             ops.RunFunction: errands.run_function,
             ops.Restart: errands.restart,
             ops.Shutdown: self._on_shutdown,
+            ops.AcquireLease: coordination.acquire,
+            ops.GiveUp: coordination.give_up,
+            ops.ReadLeases: coordination.read,
+            ops.CloseSemaphore: coordination.close,
+            ops.SetEvent: coordination.set_event,
+            ops.WaitEvent: coordination.wait_event,
         }
         self._worker_handlers: dict[type, Callable[[WorkerState, Any], None]] = {
             ops.TasksFinished: lifecycle.finished,
@@ -164,6 +173,7 @@ class SchedulerMachine:
         self.membership.tick()
         self.data.tick()
         self.errands.tick()
+        self.coordination.tick()
         self._overdue_retractions()
         if self.placement.retract_at is not None and self.placement.retract_at <= now:
             self.placement.retract()
@@ -174,7 +184,12 @@ class SchedulerMachine:
         """When `tick` is to be called, at the latest; None: no need."""
         state = self.state
         if self.placement.retract_at is None and not (
-            state.lazy or state.lost or state.retracting or self.errands.under_way or self.data.deadline is not None
+            state.lazy
+            or state.lost
+            or state.retracting
+            or self.errands.under_way
+            or self.coordination.timed
+            or self.data.deadline is not None
         ):
             return None  # the usual case
         times = [
@@ -185,6 +200,7 @@ class SchedulerMachine:
                 self.data.deadline,
                 self.membership.deadline(),
                 self.errands.deadline(),
+                self.coordination.deadline(),
                 self._retraction_deadline(),
             )
             if t is not None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from zmqtasks.nodes.scheduler.coordination import Coordination
 from zmqtasks.nodes.scheduler.data import DataBook
 from zmqtasks.nodes.scheduler.lifecycle import Lifecycle
 from zmqtasks.nodes.scheduler.placement import Placement
@@ -41,11 +42,19 @@ LOST_WITHOUT_NANNY = "its process is gone (no nanny to say why)"
 class Membership:
     """The book of members."""
 
-    def __init__(self, state: SchedulerState, placement: Placement, lifecycle: Lifecycle, data: DataBook) -> None:
+    def __init__(
+        self,
+        state: SchedulerState,
+        placement: Placement,
+        lifecycle: Lifecycle,
+        data: DataBook,
+        coordination: Coordination,
+    ) -> None:
         self.state = state
         self.placement = placement
         self.lifecycle = lifecycle
         self.data = data
+        self.coordination = coordination
         self.departed: list[bytes] = []
         """Sessions that the node is to end."""
         self.news: list[tuple[bool, str]] = []
@@ -176,13 +185,14 @@ class Membership:
         worker = self.state.worker_instances.get(op.instance)
         if worker is not None:
             self.remove_worker(worker, op.cause, () if op.expected else op.executing, dead=not op.expected)
+        self._remove_clients_of(op.instance)
 
     # --- clients ----------------------------------------------------------------------------------------------------
 
     def add_client(self, session: bytes, intro: ClientIntroduction) -> ClientState:
         """A client has introduced itself."""
         client = ClientState(
-            session, self.state.next_client_number, intro.name, intro.host, intro.pid, self.state.dirty
+            session, self.state.next_client_number, intro.name, intro.host, intro.pid, self.state.dirty, intro.worker
         )
         self.state.next_client_number += 1
         self.state.clients[session] = client
@@ -202,7 +212,13 @@ class Membership:
         ]
         self.lifecycle.release(client, mine)
         self.data.client_left(client)
+        self.coordination.client_left(client)
         self._forget_functions(client)
+
+    def _remove_clients_of(self, instance: bytes) -> None:
+        """A worker's process is gone, and the client that its tasks used with it: what they held is free now."""
+        for client in [c for c in self.state.clients.values() if c.worker and c.worker == instance]:
+            self.remove_client(client)
 
     def _forget_functions(self, client: ClientState) -> None:
         """Functions that only this client had sent, and of which no task is left."""
@@ -257,6 +273,7 @@ class Membership:
         worker = self.state.workers.get(session)
         if worker is not None and worker.lost_at is not None and worker.nanny not in self.state.nannies:
             self.remove_worker(worker, LOST_WITHOUT_NANNY, executing=None)
+            self._remove_clients_of(worker.instance)
 
     # --- time -------------------------------------------------------------------------------------------------------
 

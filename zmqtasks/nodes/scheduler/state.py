@@ -167,12 +167,16 @@ class TaskState(msgspec.Struct, gc=False, eq=False):
 class ClientState:
     """A client session."""
 
-    def __init__(self, session: bytes, number: int, name: str, host: str, pid: int, dirty: list[Outbox]) -> None:
+    def __init__(
+        self, session: bytes, number: int, name: str, host: str, pid: int, dirty: list[Outbox], worker: bytes = b""
+    ) -> None:
         self.session = session
         self.number = number
         self.name = name
         self.host = host
         self.pid = pid
+        self.worker = worker
+        """Instance of the worker in whose process it lives, if it does."""
         self.outbox = ClientOutbox(session, dirty)
         self.functions: set[bytes] = set()
         """Digests of those that it has sent."""

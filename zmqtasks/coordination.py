@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Generator
 from datetime import timedelta
@@ -27,10 +28,14 @@ class _Request:
     def __init__(self, node: ClientNode, make: Callable[[int], Op]) -> None:
         self.node = node
         self.number = 0
+        self._given_up = False
         self._make = make
 
     def _numbered(self, number: int) -> Op:
-        self.number = number  # under the lock under which the op is queued: a `GiveUp` that knows it comes after it
+        # Under the lock under which the op is queued: either it is not sent at all, or a `GiveUp` that knows it comes after it.
+        if self._given_up:
+            raise asyncio.CancelledError
+        self.number = number
         return self._make(number)
 
     async def _run(self) -> Any:
@@ -39,6 +44,8 @@ class _Request:
     def _ended(self, error: BaseException) -> BaseException:
         if isinstance(error, QueryError):
             return LeaseError(str(error))
+        with self.node.lock:  # an interrupt may come before the loop has begun with the coroutine
+            self._given_up = True
         if self.number and not self.node.ended:
             self.node.tell(GiveUp(0, self.number))
         return error

@@ -136,8 +136,8 @@ def test_ctrl_c_gives_up(client, shared):
         from zmqtasks import Client, ClusterKey, Lock, Security
         client = Client(sys.argv[1], security=Security(ClusterKey.from_hex(sys.stdin.readline())))
         lock = Lock("interrupted")
-        print("waiting", flush=True)
         try:
+            print("waiting", flush=True)
             lock.acquire()
         except KeyboardInterrupt:
             print("interrupted", flush=True)

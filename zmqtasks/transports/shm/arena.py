@@ -12,7 +12,8 @@ An arena that is full lends nothing, and the sender finds another way.
 
 How a block is filled depends on its pages (`python -m bench.shm`, 256 MiB, against 13.5 GB/s of a copy between warm
 memory): new pages through the mapping 0.9 GB/s, by `pwrite` 2.8; pages that exist but are not mapped yet 3.2 and 5.1;
-mapped pages 11 to 13. So new pages are written by the kernel, which `trim` maps in the background for the next time.
+mapped pages 11 to 13. So new pages are written by the kernel, which `trim` maps in the background, once
+they are free, for the next time.
 
 *Threads.* All methods may be called from any thread. Finalizers, which run wherever the last reference is dropped, and
 so perhaps within one of these methods, do nothing but append to a deque. What allocates may run finalizers of anybody,
@@ -181,11 +182,9 @@ class Arena:
             written += os.pwrite(self._file, content[written:], at + written)
 
     def filled(self, block: Block) -> None:
-        """The content is complete; the next time the block's pages will be there."""
+        """The content is complete. Its pages are there now, mapped or not."""
         if block.filled > _MAPPED_BLOCK_BYTES:
             block.present = block.filled
-        elif block.present < block.filled:
-            self._unmapped.append(block)
 
     # -- memory for senders who make their content in place
 
@@ -341,6 +340,8 @@ class Arena:
         block.free_since = time.monotonic()
         self._warm.setdefault(block.size, []).append(block)
         self._warm_bytes += block.filled
+        if block.present < block.filled:
+            self._unmapped.append(block)  # not sooner: what peers keep is none of this process's memory
         while self._warm_bytes > self.limit_bytes // 2:
             self._cool_one()
 

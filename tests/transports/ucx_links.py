@@ -43,6 +43,16 @@ class TestUcx(TransportConformance):
     sends_huge_frames = False
 
 
+async def introduced(ours: Comm, theirs: Comm) -> Recorder:
+    """Both sides know the other's UCX address now; gives what records `theirs`."""
+    here, there = Recorder(ours), Recorder(theirs)
+    ours.send([b"1"])
+    theirs.send([b"1"])
+    await there.wait_messages(1)
+    await here.wait_messages(1)
+    return there
+
+
 class TestLarge(ConformanceBase):
     scheme = "ucx"
 
@@ -51,11 +61,7 @@ class TestLarge(ConformanceBase):
 
         async def test() -> None:
             async with self.link() as (ours, theirs):
-                here, there = Recorder(ours), Recorder(theirs)
-                ours.send([b"1"])
-                theirs.send([b"1"])
-                await there.wait_messages(1)
-                await here.wait_messages(1)  # both sides know the other's address now
+                there = await introduced(ours, theirs)
                 large = os.urandom(MIB) * (SIZE_BYTES // MIB)
                 ours.send([b"a", large, b"b", large[:-1]])
                 ours.send([b"after"])
@@ -100,11 +106,7 @@ class TestLarge(ConformanceBase):
     def test_a_chunk_of_another_size(self) -> None:
         async def test() -> None:
             async with self.link() as (ours, theirs):
-                here, there = Recorder(ours), Recorder(theirs)
-                ours.send([b"1"])
-                theirs.send([b"1"])
-                await there.wait_messages(1)
-                await here.wait_messages(1)
+                there = await introduced(ours, theirs)
                 ours._large.append(memoryview(bytes(2 * MIB)))  # type: ignore[attr-defined]
                 ours.send([bytes(3 * MIB)])
                 assert isinstance(await there.wait_end(), RemoteProtocolError)
@@ -117,11 +119,7 @@ class TestLarge(ConformanceBase):
 
         async def cut() -> None:
             async with self.link() as (ours, theirs):
-                here, there = Recorder(ours), Recorder(theirs)
-                ours.send([b"1"])
-                theirs.send([b"1"])
-                await there.wait_messages(1)
-                await here.wait_messages(1)
+                await introduced(ours, theirs)
                 theirs.pause_receiving()
                 ours.send([bytes(3 * MIB)])
                 ours.abort("not needed any more")

@@ -67,6 +67,8 @@ class Executor:
         self.queue: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
         self.marks = cast("list[int]", marks if marks is not None else [0] * marks_needed(nthreads))
         self.closed = False
+        self.drains_soon = False
+        """The loop is going to `drain` by itself: what threads have answered can wait for that."""
         self.slots = Slots(nthreads, lambda index: TaskThread(self, index), lambda: not self.queue.empty())
         self._on_outcomes = on_outcomes
         self._loop = asyncio.get_running_loop()
@@ -201,12 +203,13 @@ class Executor:
             ops.append(TasksFinished([run.run_id], [len(data)], data, [outcome.duration_us]))
         finally:
             channel.send_direct(ops)
-        self._wake()
+        if not self.drains_soon:  # waking the loop now takes the processor from those who wait for the answer
+            self._wake()
         return True
 
     def drain(self) -> None:
         """Passes on what has been reported and answered up to now."""
-        # The flag goes first: an outcome that is appended after the copy finds it cleared and wakes the loop again.
+        # The flags go first: an outcome that is appended after the copy finds them cleared and wakes the loop again.
         self._wake_pending = False
         for outcomes in (self._answered, self._outcomes):
             if outcomes:

@@ -302,8 +302,8 @@ class WorkerNode:
                 for run in runs:
                     if run.deps:
                         run.inputs = [entries[key] for key in run.deps]
+                self._look_later()
                 self.executor.hand_over(runs)
-                self._later("long runs", LONG_RUN_S, self._look_for_long_runs)
             case TakeBack(runs):
                 self._machine.runs_taken_back(self.executor.take_back(runs))
             case Interrupt(runs):
@@ -366,7 +366,7 @@ class WorkerNode:
             machine.runs_finished(finished)
         self._flush()
         if machine.runs:
-            self._later("long runs", LONG_RUN_S, self._look_for_long_runs)
+            self._look_later()
 
     def _call_finished(self, answer: CallFinished) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -417,14 +417,23 @@ class WorkerNode:
         self._timers.pop(name, None)
         call()
 
-    def _look_for_long_runs(self) -> None:
-        """Tells the scheduler early what can't be retracted; looks again only while there is something new to see."""
+    def _look_later(self) -> None:
+        self.executor.drains_soon = True
+        self._later("look", LONG_RUN_S, self._look)
+
+    def _look(self) -> None:
+        """Takes in what threads have answered, and tells the scheduler early what can't be retracted.
+
+        Looks again only while there is something new to see.
+        """
+        self.executor.drains_soon = False
+        self.executor.drain()
         long, again = self._long_runs.look(self.executor.executing())
         if long:
             self._machine.runs_executing(long)
             self._flush()
         if again:
-            self._later("long runs", LONG_RUN_S, self._look_for_long_runs)
+            self._look_later()
 
     def _tick(self) -> None:
         self.executor.drain()

@@ -303,18 +303,23 @@ class AcquireLease(Op, tag=50):
 
 
 class GiveUp(Op, tag=51):
-    """Gives back a lease, or ends a wait, whichever it is by now; answered by `QueryAnswered`, unless `request` is 0."""
+    """Gives back what a request was granted (a lease, values), or ends its wait, whichever it is by now.
+
+    Answered by `QueryAnswered`, unless `request` is 0.
+    """
 
     request: int
     number: int
-    """Of the `AcquireLease` or `WaitEvent`."""
+    """Of the request."""
 
 
 class ReadLeases(Op, tag=52):
-    """Asks how many leases of a semaphore are held; answered by `QueryAnswered`."""
+    """Asks for the leases of a semaphore that are held; answered by `QueryAnswered`."""
 
     request: int
     name: str
+    holders: bool = False
+    """Answered by the names of the clients that hold them, not by their number."""
 
 
 class CloseSemaphore(Op, tag=53):
@@ -339,6 +344,103 @@ class WaitEvent(Op, tag=55):
     name: str
     timeout_s: float | None = None
     """None: waits as long as it takes."""
+
+
+class SetValue(Op, tag=110):
+    """Gives a shared name its value; answered by `QueryAnswered`: whether it has it now."""
+
+    request: int
+    kind: str
+    """`variable` or `dataset`."""
+    name: str
+    value: bytes
+    """Inline payload."""
+    keys: list[Key] = []
+    """Of the futures inside: wanted for as long as the name has this value."""
+    new: bool = False
+    """Nothing is done when the name has a value already."""
+
+
+class GetValue(Op, tag=111):
+    """Asks for the value of a shared name, when it has one; answered by `QueryAnswered`: [value, whether it has keys], or None.
+
+    The keys of a value that has some stay wanted until `Received`, or `GiveUp`.
+    """
+
+    request: int
+    kind: str
+    name: str
+    timeout_s: float | None = None
+    """None: waits as long as it takes."""
+
+
+class DeleteValue(Op, tag=112):
+    """Takes the value of a shared name away; answered by `QueryAnswered`: whether there was one."""
+
+    request: int
+    kind: str
+    name: str
+
+
+class ListValues(Op, tag=113):
+    """Asks which names of a kind have values; answered by `QueryAnswered`."""
+
+    request: int
+    kind: str
+
+
+class PutItem(Op, tag=114):
+    """Puts a value into a queue when it has room; answered by `QueryAnswered`: [closings, whether it is in the queue]."""
+
+    request: int
+    name: str
+    value: bytes
+    """Inline payload."""
+    keys: list[Key] = []
+    """Of the futures inside: wanted for as long as the value is in the queue."""
+    maxsize: int = 0
+    """How many values the queue holds; 0: as many as others have said."""
+    closings: int = -1
+    """As in the last answer about this queue: refused when it was closed since; -1: there was none."""
+    timeout_s: float | None = None
+    """None: waits as long as it takes."""
+
+
+class GetItems(Op, tag=115):
+    """Takes values out of a queue; answered by `QueryAnswered`: [closings, values], no list when time is up.
+
+    They are the asker's with `Received`. With `GiveUp` they go back to where they were.
+    """
+
+    request: int
+    name: str
+    count: int = 1
+    """Waits for so many; 0: takes what is there, and waits for nothing."""
+    closings: int = -1
+    timeout_s: float | None = None
+    """None: waits as long as it takes."""
+
+
+class Received(Op, tag=116):
+    """What was answered to a `GetValue` or `GetItems` has arrived: the asker wants the keys inside itself. Not answered."""
+
+    number: int
+    """Of the request."""
+
+
+class ReadQueue(Op, tag=117):
+    """Asks how many values a queue holds; answered by `QueryAnswered`: [closings, number]."""
+
+    request: int
+    name: str
+    closings: int = -1
+
+
+class CloseQueue(Op, tag=118):
+    """Drops what is in a queue, and ends all waits for it; a later use begins anew. Answered by `QueryAnswered`."""
+
+    request: int
+    name: str
 
 
 # --- scheduler -> client --------------------------------------------------------------------------------------------
@@ -724,6 +826,15 @@ ClientToScheduler: TypeAlias = (
     | CloseSemaphore
     | SetEvent
     | WaitEvent
+    | SetValue
+    | GetValue
+    | DeleteValue
+    | ListValues
+    | PutItem
+    | GetItems
+    | Received
+    | ReadQueue
+    | CloseQueue
     | Goodbye
 )
 SchedulerToClient: TypeAlias = (

@@ -35,7 +35,7 @@ def two() -> tuple[Cluster, Asker, Asker]:
 
 def assert_nothing_is_kept(cluster: Cluster) -> None:
     book = cluster.machine.coordination
-    assert (book._semaphores, book._events, book._held, book._waits) == ({}, {}, {}, {})
+    assert (book.semaphores, book.events, book.requests.held, book.requests.waiting) == ({}, {}, {}, {})
     assert cluster.machine.deadline() is None
 
 

@@ -1,202 +1,173 @@
-"""Semaphores and events that clients share by name.
+"""Semaphores and events that clients share by name, and the door to all else that they share so.
 
-Theory of operation
--------------------
-A request is known by its client's session and its number. It waits in the one line of its name, in the order of arrival, until
-it is granted, given up by its client, or out of time: this is decided here alone, so a grant and a timeout cannot both happen.
-A granted request is the lease itself: `GiveUp` with its number gives the lease back, and the same op ends a request that
-waits. So a client that stops waiting need not know which of the two it was. What a client that leaves had asked for is
-given up with it. A semaphore exists while somebody holds or waits for a lease of it, an event while it is set or waited for.
+A granted lease is called by the number of the request that asked for it (see `requests`). A semaphore exists while somebody
+holds or waits for a lease of it, an event while it is set or waited for. Variables and datasets are in `shared_values`, queues in
+`shared_queues`.
 """
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
-from typing import TypeAlias
+from collections.abc import Callable
+from typing import Any
 
-import msgspec
-
+from zmqtasks.nodes.scheduler.keeping import KeptKeys
+from zmqtasks.nodes.scheduler.lifecycle import Lifecycle
+from zmqtasks.nodes.scheduler.requests import Asked, Line, Requests, answer
+from zmqtasks.nodes.scheduler.shared_queues import SharedQueues
+from zmqtasks.nodes.scheduler.shared_values import SharedValues
 from zmqtasks.nodes.scheduler.state import ClientState, SchedulerState
-from zmqtasks.protocol.ops import AcquireLease, CloseSemaphore, GiveUp, QueryAnswered, ReadLeases, SetEvent, WaitEvent
+from zmqtasks.protocol import ops
 
-Asked: TypeAlias = tuple[bytes, int]
-"""A session, and the number of a request."""
-
-LONGEST_WAIT_S = 1e9
-"""More is for ever."""
-STALE_TIMEOUTS = 64
-"""So many entries of requests that are over are kept before the timeouts are sorted out."""
 CLOSED_NAMES = 10_000
 """Closed semaphores that are remembered, the last ones."""
 
 
-class _Line:
-    """A semaphore (`limit` > 0) or an event, and who waits for it, in order."""
+class _Semaphore(Line):
+    """So many leases, who holds them, and who waits."""
 
-    def __init__(self, name: str, limit: int = 0) -> None:
+    def __init__(self, book: Coordination, name: str, limit: int) -> None:
+        self.book = book
         self.name = name
         self.limit = limit
-        self.leases = 0
+        self.holders: dict[Asked, ClientState] = {}
+        self.waiting: dict[Asked, ClientState] = {}
+
+    def grant(self, asked: Asked, client: ClientState) -> None:
+        self.holders[asked] = client
+        self.book.requests.held[asked] = self
+        answer(client, asked[1], True)
+
+    def end_wait(self, asked: Asked) -> None:
+        answer(self.waiting.pop(asked), asked[1], False)
+
+    def give_back(self, asked: Asked) -> None:
+        """The lease goes to the next in line."""
+        del self.holders[asked]
+        while self.waiting and len(self.holders) < self.limit:
+            asked, client = next(iter(self.waiting.items()))
+            del self.waiting[asked], self.book.requests.waiting[asked]
+            self.grant(asked, client)
+        if not self.holders and not self.waiting and self.book.semaphores.get(self.name) is self:
+            del self.book.semaphores[self.name]
+
+
+class _Event(Line):
+    """Whether it is set, and who waits."""
+
+    def __init__(self, book: Coordination, name: str) -> None:
+        self.book = book
+        self.name = name
         self.is_set = False
         self.waiting: dict[Asked, ClientState] = {}
 
+    def end_wait(self, asked: Asked) -> None:
+        answer(self.waiting.pop(asked), asked[1], False)
+        if not self.waiting and not self.is_set:
+            del self.book.events[self.name]
+
 
 class Coordination:
-    """All semaphores and events."""
+    """All that clients share by name."""
 
-    def __init__(self, state: SchedulerState) -> None:
+    def __init__(self, state: SchedulerState, lifecycle: Lifecycle) -> None:
         self.state = state
-        self._semaphores: dict[str, _Line] = {}
-        self._events: dict[str, _Line] = {}
+        self.requests = Requests(state)
+        self.kept = KeptKeys(state, lifecycle)
+        self.values = SharedValues(self.requests, self.kept)
+        self.queues = SharedQueues(self.requests, self.kept)
+        self.semaphores: dict[str, _Semaphore] = {}
+        self.events: dict[str, _Event] = {}
         self._closed: dict[str, None] = {}
-        self._held: dict[Asked, _Line] = {}
-        self._waits: dict[Asked, _Line] = {}
-        self._timeouts: list[tuple[float, Asked]] = []
-        """A heap; has stale entries, of requests that are over."""
+        self.handlers: dict[type, Callable[[ClientState, Any], None]] = {
+            ops.AcquireLease: self._on_acquire_lease,
+            ops.ReadLeases: self._on_read_leases,
+            ops.CloseSemaphore: self._on_close_semaphore,
+            ops.SetEvent: self._on_set_event,
+            ops.WaitEvent: self._on_wait_event,
+            ops.GiveUp: self.requests.give_up,
+            ops.Received: self.requests.received,
+            ops.SetValue: self.values.set,
+            ops.GetValue: self.values.get,
+            ops.DeleteValue: self.values.delete,
+            ops.ListValues: self.values.names,
+            ops.PutItem: self.queues.put,
+            ops.GetItems: self.queues.get,
+            ops.ReadQueue: self.queues.read,
+            ops.CloseQueue: self.queues.close,
+        }
+        """For ops of clients."""
+
+    def client_left(self, client: ClientState) -> None:
+        """Gives up all that a client had asked for. Values that it has given stay."""
+        self.requests.client_left(client)
 
     # --- semaphores -------------------------------------------------------------------------------------------------
 
-    def acquire(self, client: ClientState, op: AcquireLease) -> None:
+    def _on_acquire_lease(self, client: ClientState, op: ops.AcquireLease) -> None:
         """Grants a lease now or later; a semaphore begins with its first lease."""
         if op.max_leases < 1:
-            _answer(client, op.request, None, f"max_leases={op.max_leases}: a semaphore has at least one lease")
+            answer(client, op.request, None, f"max_leases={op.max_leases}: a semaphore has at least one lease")
             return
         if op.name in self._closed:
-            _answer(client, op.request, None, f"the semaphore {op.name!r} was closed: use another name")
+            answer(client, op.request, None, f"the semaphore {op.name!r} was closed: use another name")
             return
-        line = self._semaphores.get(op.name)
-        if line is None:
-            line = self._semaphores[op.name] = _Line(op.name, op.max_leases)
-        if line.limit != op.max_leases:
-            text = f"the semaphore {op.name!r} is in use with max_leases={line.limit}, not {op.max_leases}"
-            _answer(client, op.request, None, text)
-        elif line.leases < line.limit:
-            self._grant(line, client, op.request)
+        semaphore = self.semaphores.get(op.name)
+        if semaphore is None:
+            semaphore = self.semaphores[op.name] = _Semaphore(self, op.name, op.max_leases)
+        asked = (client.session, op.request)
+        if semaphore.limit != op.max_leases:
+            text = f"the semaphore {op.name!r} is in use with max_leases={semaphore.limit}, not {op.max_leases}"
+            answer(client, op.request, None, text)
+        elif len(semaphore.holders) < semaphore.limit:
+            semaphore.grant(asked, client)
         else:
-            self._wait(line, client, op.request, op.timeout_s)
+            semaphore.waiting[asked] = client
+            self.requests.wait(asked, semaphore, op.timeout_s)
 
-    def _grant(self, line: _Line, client: ClientState, request: int) -> None:
-        line.leases += 1
-        self._held[client.session, request] = line
-        _answer(client, request, True)
+    def _on_read_leases(self, client: ClientState, op: ops.ReadLeases) -> None:
+        """How many leases are held, or by whom."""
+        semaphore = self.semaphores.get(op.name)
+        holders = [] if semaphore is None else [holder.name for holder in semaphore.holders.values()]
+        answer(client, op.request, holders if op.holders else len(holders))
 
-    def _pass_on(self, line: _Line) -> None:
-        while line.waiting and line.leases < line.limit:
-            asked, client = next(iter(line.waiting.items()))
-            del line.waiting[asked], self._waits[asked]
-            self._grant(line, client, asked[1])
-        if not line.leases and not line.waiting and self._semaphores.get(line.name) is line:
-            del self._semaphores[line.name]
-
-    def read(self, client: ClientState, op: ReadLeases) -> None:
-        """How many leases are held."""
-        line = self._semaphores.get(op.name)
-        _answer(client, op.request, 0 if line is None else line.leases)
-
-    def close(self, client: ClientState, op: CloseSemaphore) -> None:
+    def _on_close_semaphore(self, client: ClientState, op: ops.CloseSemaphore) -> None:
         """Ends a semaphore: who waits hears so, who holds a lease may still give it back."""
         self._closed[op.name] = None
         if len(self._closed) > CLOSED_NAMES:
             del self._closed[next(iter(self._closed))]
-        line = self._semaphores.pop(op.name, None)
-        if line is not None:
-            for asked, waiting in line.waiting.items():
-                del self._waits[asked]
-                _answer(waiting, asked[1], None, f"the semaphore {op.name!r} was closed")
-            line.waiting.clear()
-        _answer(client, op.request, True)
+        semaphore = self.semaphores.pop(op.name, None)
+        if semaphore is not None:
+            for asked, waiting in semaphore.waiting.items():
+                del self.requests.waiting[asked]
+                answer(waiting, asked[1], None, f"the semaphore {op.name!r} was closed")
+            semaphore.waiting.clear()
+        answer(client, op.request, True)
 
     # --- events -----------------------------------------------------------------------------------------------------
 
-    def set_event(self, client: ClientState, op: SetEvent) -> None:
+    def _on_set_event(self, client: ClientState, op: ops.SetEvent) -> None:
         """Sets an event, which ends all waits for it, or clears it."""
-        line = self._events.get(op.name)
+        event = self.events.get(op.name)
         if op.value:
-            if line is None:
-                line = self._events[op.name] = _Line(op.name)
-            line.is_set = True
-            for asked, waiting in line.waiting.items():
-                del self._waits[asked]
-                _answer(waiting, asked[1], True)
-            line.waiting.clear()
-        elif line is not None and line.is_set:
-            del self._events[op.name]
-        _answer(client, op.request, True)
+            if event is None:
+                event = self.events[op.name] = _Event(self, op.name)
+            event.is_set = True
+            for asked, waiting in event.waiting.items():
+                del self.requests.waiting[asked]
+                answer(waiting, asked[1], True)
+            event.waiting.clear()
+        elif event is not None and event.is_set:
+            del self.events[op.name]
+        answer(client, op.request, True)
 
-    def wait_event(self, client: ClientState, op: WaitEvent) -> None:
+    def _on_wait_event(self, client: ClientState, op: ops.WaitEvent) -> None:
         """Answers when the event is set."""
-        line = self._events.get(op.name)
-        if line is not None and line.is_set:
-            _answer(client, op.request, True)
+        event = self.events.get(op.name)
+        if event is not None and event.is_set:
+            answer(client, op.request, True)
             return
-        if line is None:
-            line = self._events[op.name] = _Line(op.name)
-        self._wait(line, client, op.request, op.timeout_s)
-
-    # --- waiting ----------------------------------------------------------------------------------------------------
-
-    def _wait(self, line: _Line, client: ClientState, request: int, timeout_s: float | None) -> None:
-        asked = (client.session, request)
-        self._waits[asked] = line
-        line.waiting[asked] = client
-        if timeout_s is not None and not timeout_s > 0:
-            self._end_wait(asked, False)
-        elif timeout_s is not None and timeout_s < LONGEST_WAIT_S:
-            heappush(self._timeouts, (self.state.now + timeout_s, asked))
-            if len(self._timeouts) > 2 * len(self._waits) + STALE_TIMEOUTS:
-                self._timeouts = [entry for entry in self._timeouts if entry[1] in self._waits]
-                heapify(self._timeouts)
-
-    def _end_wait(self, asked: Asked, answer: bool) -> None:
-        line = self._waits.pop(asked)
-        _answer(line.waiting.pop(asked), asked[1], answer)
-        if not line.limit and not line.waiting and not line.is_set:
-            del self._events[line.name]
-
-    def give_up(self, client: ClientState, op: GiveUp) -> None:
-        """Ends a wait, or gives a lease back to the next in line."""
-        asked = (client.session, op.number)
-        found = self._give_up(asked)
-        if op.request:
-            _answer(client, op.request, found)
-
-    def _give_up(self, asked: Asked) -> bool:
-        line = self._held.pop(asked, None)
-        if line is not None:
-            line.leases -= 1
-            self._pass_on(line)
-        elif asked in self._waits:
-            self._end_wait(asked, False)
-        else:
-            return False
-        return True
-
-    def client_left(self, client: ClientState) -> None:
-        """Gives up all that a client had asked for: first what waits, so that no lease goes to one that is gone."""
-        for book in (self._waits, self._held):
-            for asked in [asked for asked in book if asked[0] == client.session]:
-                self._give_up(asked)
-
-    # --- time -------------------------------------------------------------------------------------------------------
-
-    @property
-    def timed(self) -> bool:
-        """Whether there is a time limit to look after."""
-        return bool(self._timeouts)
-
-    def deadline(self) -> float | None:
-        """When `tick` wants to be called."""
-        while self._timeouts and self._timeouts[0][1] not in self._waits:
-            heappop(self._timeouts)
-        return self._timeouts[0][0] if self._timeouts else None
-
-    def tick(self) -> None:
-        """Ends waits that are out of time."""
-        while self._timeouts and self._timeouts[0][0] <= self.state.now:
-            asked = heappop(self._timeouts)[1]
-            if asked in self._waits:
-                self._end_wait(asked, False)
-
-
-def _answer(client: ClientState, request: int, value: bool | int | None, error: str = "") -> None:
-    client.outbox.add(QueryAnswered(request, msgspec.msgpack.encode(value), error))
+        if event is None:
+            event = self.events[op.name] = _Event(self, op.name)
+        asked = (client.session, op.request)
+        event.waiting[asked] = client
+        self.requests.wait(asked, event, op.timeout_s)

@@ -23,6 +23,7 @@ from zmqtasks.errors import RemoteProtocolError
 from zmqtasks.nodes.scheduler.coordination import Coordination
 from zmqtasks.nodes.scheduler.data import DataBook
 from zmqtasks.nodes.scheduler.errands import Errands
+from zmqtasks.nodes.scheduler.keeping import UNKNOWN
 from zmqtasks.nodes.scheduler.lifecycle import Lifecycle
 from zmqtasks.nodes.scheduler.membership import Membership
 from zmqtasks.nodes.scheduler.placement import Placement
@@ -51,14 +52,14 @@ class SchedulerMachine:
         self.placement = Placement(self.state)
         self.lifecycle = Lifecycle(self.state, self.placement)
         self.data = DataBook(self.state, self.placement, self.lifecycle)
-        self.coordination = Coordination(self.state)
+        self.coordination = Coordination(self.state, self.lifecycle)
         self.membership = Membership(self.state, self.placement, self.lifecycle, self.data, self.coordination)
         self.errands = Errands(self.state, self.lifecycle, self.membership)
         self.queries = Queries(self.state)
         self.shutdown_reason: str | None = None
         """Set when a client asked the cluster to end."""
         self._keeper = ClientState(KEEPER_SESSION, 0, "fire-and-forget", "", 0, self.state.dirty)
-        lifecycle, data, errands, coordination = self.lifecycle, self.data, self.errands, self.coordination
+        lifecycle, data, errands = self.lifecycle, self.data, self.errands
         self._client_handlers: dict[type, Callable[[ClientState, Any], None]] = {
             ops.SubmitTasks: lifecycle.submit,
             ops.ReleaseKeys: lambda client, op: lifecycle.release(client, op.keys),
@@ -75,12 +76,7 @@ class SchedulerMachine:
             ops.RunFunction: errands.run_function,
             ops.Restart: errands.restart,
             ops.Shutdown: self._on_shutdown,
-            ops.AcquireLease: coordination.acquire,
-            ops.GiveUp: coordination.give_up,
-            ops.ReadLeases: coordination.read,
-            ops.CloseSemaphore: coordination.close,
-            ops.SetEvent: coordination.set_event,
-            ops.WaitEvent: coordination.wait_event,
+            **self.coordination.handlers,
         }
         self._worker_handlers: dict[type, Callable[[WorkerState, Any], None]] = {
             ops.TasksFinished: lifecycle.finished,
@@ -173,7 +169,7 @@ class SchedulerMachine:
         self.membership.tick()
         self.data.tick()
         self.errands.tick()
-        self.coordination.tick()
+        self.coordination.requests.tick()
         self._overdue_retractions()
         if self.placement.retract_at is not None and self.placement.retract_at <= now:
             self.placement.retract()
@@ -188,7 +184,7 @@ class SchedulerMachine:
             or state.lost
             or state.retracting
             or self.errands.under_way
-            or self.coordination.timed
+            or self.coordination.requests.timed
             or self.data.deadline is not None
         ):
             return None  # the usual case
@@ -200,7 +196,7 @@ class SchedulerMachine:
                 self.data.deadline,
                 self.membership.deadline(),
                 self.errands.deadline(),
-                self.coordination.deadline(),
+                self.coordination.requests.deadline(),
                 self._retraction_deadline(),
             )
             if t is not None
@@ -256,10 +252,9 @@ class SchedulerMachine:
                 unknown.append(key)
             else:
                 self.lifecycle.want(client, ts)
-        if unknown:
-            client.outbox.add(
-                ops.KeysCancelled(unknown, "unknown to the scheduler: released or cancelled", "LostDataError")
-            )
+        for key in unknown:
+            fate = self.coordination.kept.fate(key)
+            client.outbox.add(fate or ops.KeysCancelled([key], UNKNOWN, "LostDataError"))
 
     def _on_keep_tasks(self, client: ClientState, op: ops.KeepTasks) -> None:
         for key in op.keys:

@@ -12,9 +12,18 @@ if TYPE_CHECKING:
     from zmqtasks.config import Config
     from zmqtasks.coordination import Event, Lock, Semaphore
     from zmqtasks.deploy.local import LocalCluster
-    from zmqtasks.errors import CancelledError, KilledWorker, LeaseError, LostDataError, TaskTimeoutError, ZmqTasksError
+    from zmqtasks.errors import (
+        CancelledError,
+        KilledWorker,
+        LeaseError,
+        LostDataError,
+        PluginError,
+        TaskTimeoutError,
+        ZmqTasksError,
+    )
     from zmqtasks.future import Future
     from zmqtasks.nodes.worker.context import get_worker, is_cancelled, print, rejoin, secede, warn  # noqa: A004
+    from zmqtasks.plugins import WorkerPlugin
     from zmqtasks.progressbar import progress
     from zmqtasks.protocol.serialize import register_serialization, register_serialization_family
     from zmqtasks.security import ClusterKey, Security
@@ -33,9 +42,11 @@ _HOMES = {
     "LocalCluster": "deploy.local",
     "Lock": "coordination",
     "LostDataError": "errors",
+    "PluginError": "errors",
     "Security": "security",
     "Semaphore": "coordination",
     "TaskTimeoutError": "errors",
+    "WorkerPlugin": "plugins",
     "ZmqTasksError": "errors",
     "as_completed": "waiting",
     "default_client": "sessions",
@@ -68,9 +79,11 @@ __all__ = [
     "LocalCluster",
     "Lock",
     "LostDataError",
+    "PluginError",
     "Security",
     "Semaphore",
     "TaskTimeoutError",
+    "WorkerPlugin",
     "ZmqTasksError",
     "__version__",
     "as_completed",

@@ -15,6 +15,7 @@ from zmqtasks.ids import Key
 from zmqtasks.nodes.client.failures import error_to_exception
 from zmqtasks.nodes.client.names import UserKey, to_user, to_wire
 from zmqtasks.nodes.client.node import QueryError
+from zmqtasks.plugins import PluginRegistry
 from zmqtasks.protocol.ops import ErrorInfo, RunFinished, Shutdown
 from zmqtasks.protocol.serialize import deserialize_inline, serialize_inline
 from zmqtasks.waiting import futures_of
@@ -26,7 +27,7 @@ PACKAGES = ("zmqtasks", "msgspec", "cloudpickle", "numpy")
 """Packages that `get_versions` tells of: those whose versions should be the same everywhere."""
 
 
-class ClusterView:
+class ClusterView(PluginRegistry):
     """Methods that ask something of the scheduler. With an asynchronous client each gives a coroutine."""
 
     _node: ClientNode

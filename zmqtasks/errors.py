@@ -33,6 +33,7 @@ __all__ = [
     "NodeStartError",
     "PayloadTooLargeError",
     "PeerIdentityError",
+    "PluginError",
     "ProtocolError",
     "RemoteProtocolError",
     "SchedulerLostError",
@@ -181,6 +182,10 @@ class TaskTimeoutError(ZmqTasksError, TimeoutError):
 
 class ClientClosedError(ZmqTasksError):
     """The client is closed: make a new one."""
+
+
+class PluginError(ZmqTasksError):
+    """A plugin or an uploaded file failed on a worker, which the message names; `__cause__` has the error."""
 
 
 class SchedulerLostError(ZmqTasksError):

@@ -7,11 +7,14 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zmqtasks.config import Config
 from zmqtasks.deploy.serve import Node, run_loop
 from zmqtasks.security import Security
+
+if TYPE_CHECKING:
+    from zmqtasks.nodes.worker.preloading import Preloads
 
 __all__ = ["InProcessNodes"]
 
@@ -44,7 +47,8 @@ class _Nodes:
         self._address = address
         self._security = security
         self._config = config
-        self._worker = worker
+        self._worker = dict(worker)
+        self._preload: list[str] = self._worker.pop("preload", [])
         self._n_workers = n_workers
         self._started: Future[str] = Future()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -75,19 +79,26 @@ class _Nodes:
 
     async def _main(self) -> None:
         from zmqtasks.nodes.scheduler.node import SchedulerNode
+        from zmqtasks.nodes.worker.preloading import Preloads
 
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         nodes: list[Node] = []
+        preloads: list[tuple[Preloads, Node]] = []
         try:
             scheduler = SchedulerNode([self._address], security=self._security, config=self._config)
             nodes.append(scheduler)
             await scheduler.start()
             workers = [self._make_worker(scheduler.address, number) for number in range(self._n_workers)]
             nodes.extend(workers)
+            for worker in workers:
+                preloads.append((Preloads(self._preload), worker))
+                await preloads[-1][0].set_up(worker)
             await asyncio.gather(*(worker.start() for worker in workers))
             self._started.set_result(scheduler.address)
             await self._stop.wait()
         finally:
+            for preload, worker in reversed(preloads):
+                await preload.tear_down(worker)
             for node in reversed(nodes):
                 await node.close("the cluster is closed")
 

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 import weakref
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import asdict
 from types import TracebackType
 from typing import Any
@@ -49,7 +49,9 @@ class LocalCluster:
         security: The cluster key, and which links are encrypted (default: a new key, known to this cluster alone, and
             links that leave the host).
         resources: What tasks may ask for, of each worker.
-        local_directory: Where workers keep files.
+        local_directory: Where workers make their own directories, for files that go away with them.
+        preload: A module or file (`.py`), or several, that each worker loads before its first task; their `dask_setup(worker)`
+            and `dask_teardown(worker)` are called.
         silence_logs: The least level of log lines that the processes print to stderr.
         config: Settings for all nodes (default: the defaults and the `ZMQTASKS_*` variables).
         dashboard_address: Taken for compatibility; there is no dashboard.
@@ -74,6 +76,7 @@ class LocalCluster:
         security: Security | None = None,
         resources: dict[str, float] | None = None,
         local_directory: str | os.PathLike[str] | None = None,
+        preload: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = (),
         silence_logs: int | str | None = logging.WARNING,
         config: Config | None = None,
         dashboard_address: str | None = None,
@@ -99,6 +102,9 @@ class LocalCluster:
             "resources": dict(resources or {}),
             "name": self.name,
             "local_directory": os.fspath(local_directory) if local_directory is not None else None,
+            "preload": [
+                os.fspath(name) for name in ([preload] if isinstance(preload, (str, os.PathLike)) else preload)
+            ],
         }
         address = _listen_address(protocol, host or "127.0.0.1", scheduler_port)
         self._backend: _Processes | InProcessNodes

@@ -71,6 +71,8 @@ class Admission:
     data_handler: DataHandler | None = None
     warnings: tuple[str, ...] = ()
     """Lines for people at the other end."""
+    setups: int = 0
+    """See `Welcome`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +229,8 @@ class Acceptor:
     def _take(
         self, request: LinkRequest, peer: PeerInfo, admission: Admission, comm: Comm, handshake: AcceptorHandshake
     ) -> None:
-        welcome = self._welcome(request, admission.number, [*peer.warnings, *admission.warnings])
+        warnings = [*peer.warnings, *admission.warnings]
+        welcome = self._welcome(request, admission.number, warnings, setups=admission.setups)
         if peer.role is Role.DATA:
             if admission.data_handler is None:
                 raise ConfigError("admit() took a data link and named no data_handler for it")
@@ -280,7 +283,13 @@ class Acceptor:
         return ""
 
     def _welcome(
-        self, request: LinkRequest, number: int, warnings: list[str], resumed: bool = False, last_seq: int = 0
+        self,
+        request: LinkRequest,
+        number: int,
+        warnings: list[str],
+        resumed: bool = False,
+        last_seq: int = 0,
+        setups: int = 0,
     ) -> Welcome:
         return Welcome(
             cluster_id=self._security.cluster_id,
@@ -293,6 +302,7 @@ class Acceptor:
             warnings=warnings,
             versions=own_versions(),
             codecs=own_codecs() if isinstance(request.introduction, DataIntroduction) else [],
+            setups=setups,
         )
 
     def _channel_ended(self, channel: Channel, error: Exception | None) -> None:

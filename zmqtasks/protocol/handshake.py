@@ -150,6 +150,8 @@ class Welcome(msgspec.Struct, frozen=True, array_like=True):
     versions: dict[str, str] = {}
     codecs: list[str] = []
     """Of compression, that the acceptor can read on data links."""
+    setups: int = 0
+    """Of `SetUpPlugin` that come next: a worker is ready when it has done them."""
 
 
 _head = struct.Struct(">8sHB")

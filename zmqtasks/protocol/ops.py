@@ -289,6 +289,29 @@ class Shutdown(Op, tag=33):
     reason: str = ""
 
 
+class RegisterPlugin(Op, tag=34):
+    """A plugin, or a file, that every worker sets up: those of now, and later ones before their first task.
+
+    Answered as `RunFunction`. When one of the workers of now fails, the registration is taken back on all, and what had that name
+    before is set up again.
+    """
+
+    request: int
+    name: str
+    content: bytes
+    """Inline payload: of the plugin; of (bytes, whether to import it) for a file."""
+    is_file: bool = False
+    idempotent: bool = False
+    """Nothing is done when there is a plugin of that name already."""
+
+
+class UnregisterPlugin(Op, tag=35):
+    """Workers tear a plugin down; answered as `RunFunction`."""
+
+    request: int
+    name: str
+
+
 class AcquireLease(Op, tag=50):
     """Asks for a lease of a semaphore (a lock has one); answered by `QueryAnswered`: whether it was granted.
 
@@ -509,7 +532,7 @@ class QueryAnswered(Op, tag=47):
 
 
 class RunFinished(Op, tag=48):
-    """One worker's answer to `RunFunction`."""
+    """One worker's answer to `RunFunction`, `RegisterPlugin` or `UnregisterPlugin`."""
 
     request: int
     worker: str
@@ -607,6 +630,32 @@ class StopWorker(Op, tag=68):
     reason: str
 
 
+class PlaceFile(Op, tag=69):
+    """A file that a `SetUpPlugin` without content refers to by its name: a worker that joins gets all files first."""
+
+    name: str
+    content: bytes
+    """Inline payload of (bytes, whether to import it)."""
+
+
+class SetUpPlugin(Op, tag=70):
+    """A plugin to set up, in place of an older one of that name; answered by `CallFinished`, unless `call` is 0."""
+
+    call: int
+    name: str
+    content: bytes = b""
+    """Inline payload of the plugin; empty: the file of that name is to be imported."""
+    required: bool = False
+    """The worker has just joined, and ends when this fails."""
+
+
+class TearDownPlugin(Op, tag=71):
+    """A plugin to tear down; answered by `CallFinished`, unless `call` is 0."""
+
+    call: int
+    name: str
+
+
 # --- worker -> scheduler --------------------------------------------------------------------------------------------
 
 
@@ -694,7 +743,7 @@ class WorkerMetrics(Op, tag=89):
 
 
 class CallFinished(Op, tag=90):
-    """The answer to `CallFunction`."""
+    """The answer to `CallFunction`, `SetUpPlugin` and `TearDownPlugin`."""
 
     call: int
     result: bytes
@@ -820,6 +869,8 @@ ClientToScheduler: TypeAlias = (
     | RunFunction
     | Restart
     | Shutdown
+    | RegisterPlugin
+    | UnregisterPlugin
     | AcquireLease
     | GiveUp
     | ReadLeases
@@ -861,6 +912,9 @@ SchedulerToWorker: TypeAlias = (
     | CancelRuns
     | UpdateLocations
     | CallFunction
+    | PlaceFile
+    | SetUpPlugin
+    | TearDownPlugin
     | StopWorker
     | Goodbye
 )

@@ -443,16 +443,20 @@ class ClientNode:
 
     async def run(self, function: bytes, workers: list[str], on_nanny: bool) -> list[RunFinished]:
         """Calls a function on workers; the answers in the order in which they came."""
+        return await self.collect(lambda request: RunFunction(request, function, workers, on_nanny))
+
+    async def collect(self, make: Callable[[int], Op]) -> list[RunFinished]:
+        """All answers to the op that `make` gives for the number of the request; one without a worker is about the whole."""
         number = 0
 
-        def make(request: int) -> Op:
+        def numbered(request: int) -> Op:
             nonlocal number
             number = request
             self._runs[request] = []
-            return RunFunction(request, function, workers, on_nanny)
+            return make(request)
 
         try:
-            await self._ask(make)
+            await self._ask(numbered)
             return self._runs[number]
         finally:
             self._runs.pop(number, None)

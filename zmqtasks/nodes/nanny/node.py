@@ -20,6 +20,7 @@ from zmqtasks.ids import InstanceId, new_instance_id
 from zmqtasks.nodes.nanny.memory import KILL_SHARE, next_look_s, private_bytes
 from zmqtasks.nodes.nanny.process import WorkerProcess, over_limit
 from zmqtasks.nodes.nanny.restarts import RestartPolicy
+from zmqtasks.nodes.worker.directory import remove_directory
 from zmqtasks.security import Security
 
 if TYPE_CHECKING:
@@ -181,6 +182,7 @@ class NannyNode:
 
     def _worker_exited(self, worker: WorkerProcess) -> None:
         del self.workers[worker.instance_id]
+        remove_directory(self._settings["local_directory"], worker.instance_id)  # of one that was killed
         place = self._places.pop(worker.instance_id)
         wanted = self._closing is None and not self._finished.is_set() and (worker.restarting or not worker.expected)
         if not self._all_ready.done() and not worker.ready and not worker.expected:

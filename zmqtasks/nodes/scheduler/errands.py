@@ -114,7 +114,7 @@ class Errands:
 
     def _finish_restarts(self) -> None:
         for restart in list(self._restarts):
-            present = self.state.worker_instances
+            present = {i: w for i, w in self.state.worker_instances.items() if not w.preparing}
             back = len(present) >= restart.wanted and not restart.old & present.keys()
             late = self.state.now >= restart.until
             if not back and not late:

@@ -7,8 +7,8 @@ then `flush` once for all of it: placement happens there, and every peer gets at
 clock, draws a random number, or opens a payload.
 
 The rules are in the modules beside this one: `lifecycle` (tasks), `placement` (who runs what), `data` (bytes that clients give,
-whereabouts), `membership` (who is there), `errands` (function calls, restarts), `coordination`
-(semaphores, events), `queries`.
+whereabouts), `membership` (who is there), `errands` (function calls, restarts), `plugins` (what every worker has to have),
+`coordination` (semaphores, events), `queries`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from zmqtasks.nodes.scheduler.keeping import UNKNOWN
 from zmqtasks.nodes.scheduler.lifecycle import Lifecycle
 from zmqtasks.nodes.scheduler.membership import Membership
 from zmqtasks.nodes.scheduler.placement import Placement
+from zmqtasks.nodes.scheduler.plugins import Plugins
 from zmqtasks.nodes.scheduler.queries import Queries, UnknownQueryError
 from zmqtasks.nodes.scheduler.state import (
     PROCESSING,
@@ -55,6 +56,8 @@ class SchedulerMachine:
         self.coordination = Coordination(self.state, self.lifecycle)
         self.membership = Membership(self.state, self.placement, self.lifecycle, self.data, self.coordination)
         self.errands = Errands(self.state, self.lifecycle, self.membership)
+        self.plugins = Plugins(self.state, self._worker_prepared)
+        self.membership.prepare = self.plugins.prepare
         self.queries = Queries(self.state)
         self.shutdown_reason: str | None = None
         """Set when a client asked the cluster to end."""
@@ -76,6 +79,8 @@ class SchedulerMachine:
             ops.RunFunction: errands.run_function,
             ops.Restart: errands.restart,
             ops.Shutdown: self._on_shutdown,
+            ops.RegisterPlugin: self.plugins.register,
+            ops.UnregisterPlugin: self.plugins.unregister,
             **self.coordination.handlers,
         }
         self._worker_handlers: dict[type, Callable[[WorkerState, Any], None]] = {
@@ -89,7 +94,7 @@ class SchedulerMachine:
             ops.TaskSeceded: lambda worker, op: self._park(worker, op.run_id, blocked=False),
             ops.TaskResumed: self._on_task_resumed,
             ops.WorkerMetrics: self._on_worker_metrics,
-            ops.CallFinished: lambda worker, op: errands.call_finished(worker.session, op),
+            ops.CallFinished: self._on_call_finished,
             ops.LogMessages: lambda worker, op: self._on_log_messages(op),
         }
         self._nanny_handlers: dict[type, Callable[[NannyState, Any], None]] = {
@@ -169,6 +174,7 @@ class SchedulerMachine:
         self.membership.tick()
         self.data.tick()
         self.errands.tick()
+        self.plugins.tick()
         self.coordination.requests.tick()
         self._overdue_retractions()
         if self.placement.retract_at is not None and self.placement.retract_at <= now:
@@ -184,6 +190,7 @@ class SchedulerMachine:
             or state.lost
             or state.retracting
             or self.errands.under_way
+            or self.plugins.under_way
             or self.coordination.requests.timed
             or self.data.deadline is not None
         ):
@@ -196,6 +203,7 @@ class SchedulerMachine:
                 self.data.deadline,
                 self.membership.deadline(),
                 self.errands.deadline(),
+                self.plugins.deadline(),
                 self.coordination.requests.deadline(),
                 self._retraction_deadline(),
             )
@@ -231,7 +239,8 @@ class SchedulerMachine:
 
     def take_news(self) -> list[tuple[bool, str]]:
         """Lines for the log: whether it is bad news, and what happened."""
-        news, self.membership.news = self.membership.news, []
+        news = [*self.plugins.news, *self.membership.news]
+        self.plugins.news, self.membership.news = [], []
         return news
 
     # --- handlers ---------------------------------------------------------------------------------------------------
@@ -301,6 +310,16 @@ class SchedulerMachine:
     def _on_task_resumed(self, worker: WorkerState, op: ops.TaskResumed) -> None:
         worker.parked.pop(op.run_id, None)
         self.placement.update_room(worker)
+
+    def _on_call_finished(self, worker: WorkerState, op: ops.CallFinished) -> None:
+        if op.call < 0:
+            self.plugins.finished(worker, op)
+        else:
+            self.errands.call_finished(worker.session, op)
+
+    def _worker_prepared(self, worker: WorkerState) -> None:
+        self.membership.worker_prepared(worker)
+        self.errands.worker_joined()
 
     def _on_worker_metrics(self, worker: WorkerState, op: ops.WorkerMetrics) -> None:
         worker.memory_bytes = op.memory_bytes

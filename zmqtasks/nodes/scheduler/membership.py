@@ -10,7 +10,7 @@ reported as executing for a while.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from zmqtasks.nodes.scheduler.coordination import Coordination
 from zmqtasks.nodes.scheduler.data import DataBook
@@ -59,6 +59,8 @@ class Membership:
         """Sessions that the node is to end."""
         self.news: list[tuple[bool, str]] = []
         """Lines for the node's log: whether it is bad news, and what happened."""
+        self.prepare: Callable[[WorkerState], None] = lambda worker: None
+        """Tells a new worker what it has to set up before it may be given tasks."""
 
     # --- workers ----------------------------------------------------------------------------------------------------
 
@@ -84,6 +86,7 @@ class Membership:
             intro.pid,
         )
         worker.last_progress = state.now
+        self.prepare(worker)
         state.next_worker_number += 1
         state.workers[session] = worker
         state.worker_numbers[worker.number] = worker
@@ -93,6 +96,13 @@ class Membership:
         self.data.worker_joined()
         self._tell_clients()
         return worker
+
+    def worker_prepared(self, worker: WorkerState) -> None:
+        """A new worker has set up what it had to: it may be given tasks."""
+        if worker.lost_at is None:
+            self.placement.add_worker(worker)
+            self.data.worker_joined()
+        self._tell_clients()
 
     def remove_worker(
         self, worker: WorkerState, cause: str, executing: Iterable[int] | None, *, dead: bool = True
@@ -301,7 +311,7 @@ class Membership:
 
     def cluster_size(self) -> ClusterChanged:
         """The size of the cluster now."""
-        workers = self.state.workers.values()
+        workers = [w for w in self.state.workers.values() if not w.preparing]
         limits = [w.memory_limit_bytes for w in workers]
         memory = sum(limits) if all(limits) else 0
         return ClusterChanged(len(limits), sum(w.nthreads for w in workers), memory)

@@ -186,7 +186,7 @@ class SchedulerNode:
                 member = machine.worker_joined(session, peer.instance_id, introduction, now)
                 threads = "1 thread" if member.nthreads == 1 else f"{member.nthreads} threads"
                 log.info("worker %s joined at %s (%s)", member.name, member.address, threads)
-                return self._welcome(member, member.number, WorkerToScheduler)
+                return self._welcome(member, member.number, WorkerToScheduler, setups=len(member.preparing))
             case NannyIntroduction():
                 member = machine.nanny_joined(session, peer.instance_id, introduction, now)
                 return self._welcome(member, 0, NannyToScheduler)
@@ -195,9 +195,13 @@ class SchedulerNode:
             case _:
                 assert_never(introduction)
 
-    def _welcome(self, member: Member, number: int, incoming: object) -> Admission:
+    def _welcome(self, member: Member, number: int, incoming: object, setups: int = 0) -> Admission:
         return Admission(
-            handler=_Peer(self, member), incoming=incoming, number=number, opened=partial(self._opened, member)
+            handler=_Peer(self, member),
+            incoming=incoming,
+            number=number,
+            opened=partial(self._opened, member),
+            setups=setups,
         )
 
     def _opened(self, member: Member, channel: Channel) -> None:

@@ -71,7 +71,7 @@ class Queries:
             "memory_limit": worker.memory_limit_bytes,
             "resources": worker.resources,
             "nanny": bool(worker.nanny),
-            "status": "unresponsive" if worker.lost_at is not None else "closing" if worker.leaving else "running",
+            "status": _status(worker),
             "metrics": {
                 "memory": worker.memory_bytes,
                 "cpu": worker.cpu_percent,
@@ -157,6 +157,12 @@ class Queries:
     def events(self, query: Query) -> list[list[Any]]:
         """The unusual events that are remembered: time, about what, what."""
         return [list(event) for event in self.state.events]
+
+
+def _status(worker: WorkerState) -> str:
+    if worker.lost_at is not None:
+        return "unresponsive"
+    return "closing" if worker.leaving else "preparing" if worker.preparing else "running"
 
 
 def _with_ratio(counted: dict[str, int]) -> dict[str, int | float]:

@@ -256,6 +256,8 @@ class WorkerState:
         self.cpu_percent = 0.0
         self.compression: dict[str, int] = {}
         self.leaving = False
+        self.preparing: dict[int, str] = {}
+        """Plugins that it has to set up before its first task: titles by the numbers of calls (see `plugins`)."""
 
     @property
     def busy(self) -> int:
@@ -265,7 +267,7 @@ class WorkerState:
     @property
     def usable(self) -> bool:
         """Whether it may be given work now."""
-        return self.lost_at is None and not self.leaving
+        return self.lost_at is None and not self.leaving and not self.preparing
 
 
 class SchedulerState:

@@ -166,6 +166,11 @@ class Executor:
                 function = self.functions[digest] = loads_function(data)
             return function
 
+    def forget_functions(self) -> None:
+        """Functions are opened anew by the next task: modules that they come from have been imported again. For any thread."""
+        with self._load_lock:
+            self.functions.clear()
+
     # --- outcomes out -----------------------------------------------------------------------------------------------
 
     def report(self, outcome: Outcome) -> None:

@@ -8,7 +8,7 @@ import msgspec
 
 from zmqtasks.ids import Key
 from zmqtasks.nodes.worker.state import Run
-from zmqtasks.protocol.ops import CallFunction, Op
+from zmqtasks.protocol.ops import CallFunction, Op, PlaceFile, SetUpPlugin, TearDownPlugin
 
 
 class StartRuns(msgspec.Struct, frozen=True):
@@ -69,6 +69,12 @@ class Call(msgspec.Struct, frozen=True):
     op: CallFunction
 
 
+class Plug(msgspec.Struct, frozen=True):
+    """A plugin or file to set up or to take away, in order with others of its kind."""
+
+    op: PlaceFile | SetUpPlugin | TearDownPlugin
+
+
 class Stop(msgspec.Struct, frozen=True):
     """The worker is to end."""
 
@@ -76,7 +82,17 @@ class Stop(msgspec.Struct, frozen=True):
 
 
 Instruction: TypeAlias = (
-    StartRuns | TakeBack | Interrupt | FetchKeys | KeepInline | DropKeys | DropInline | LearnFunctions | Call | Stop
+    StartRuns
+    | TakeBack
+    | Interrupt
+    | FetchKeys
+    | KeepInline
+    | DropKeys
+    | DropInline
+    | LearnFunctions
+    | Call
+    | Plug
+    | Stop
 )
 
 

@@ -32,6 +32,7 @@ from zmqtasks.nodes.worker.instructions import (
     Interrupt,
     LearnFunctions,
     Outbox,
+    Plug,
     StartRuns,
     Stop,
     TakeBack,
@@ -48,17 +49,20 @@ from zmqtasks.protocol.ops import (
     Goodbye,
     Inputs,
     Peers,
+    PlaceFile,
     PutFunctions,
     RetractRuns,
     RunsDropped,
     RunsExecuting,
     SchedulerToWorker,
+    SetUpPlugin,
     StopWorker,
     TaskBlocked,
     TaskErred,
     TaskResumed,
     TaskSeceded,
     TasksFinished,
+    TearDownPlugin,
     UpdateLocations,
 )
 
@@ -101,6 +105,8 @@ class WorkerMachine:
                     self.inputs.update_locations(op.keys, op.holders)
                 case CallFunction():
                     self.outbox.instructions.append(Call(op))
+                case PlaceFile() | SetUpPlugin() | TearDownPlugin():
+                    self.outbox.instructions.append(Plug(op))
                 case StopWorker():
                     self.outbox.instructions.append(Stop(op.reason))
                 case Goodbye():

@@ -34,6 +34,7 @@ from zmqtasks.nodes.nearby import bound_arena, nearby_address, tell_failure
 from zmqtasks.nodes.worker import context
 from zmqtasks.nodes.worker.addresses import listen_address_for
 from zmqtasks.nodes.worker.calls import call_in_thread
+from zmqtasks.nodes.worker.directory import WorkerDirectory
 from zmqtasks.nodes.worker.executor import Executor
 from zmqtasks.nodes.worker.instructions import (
     Call,
@@ -45,6 +46,7 @@ from zmqtasks.nodes.worker.instructions import (
     Interrupt,
     KeepInline,
     LearnFunctions,
+    Plug,
     StartRuns,
     Stop,
     TakeBack,
@@ -53,6 +55,7 @@ from zmqtasks.nodes.worker.machine import WorkerMachine
 from zmqtasks.nodes.worker.metrics import CpuMeter, LongRuns, resident_bytes
 from zmqtasks.nodes.worker.outcomes import Blocked, Erred, NotStarted, Outcome, Resumed, Seceded
 from zmqtasks.nodes.worker.output import LineBudget
+from zmqtasks.nodes.worker.plugins import Plugins
 from zmqtasks.nodes.worker.store import Store
 from zmqtasks.protocol.compression import Counters
 from zmqtasks.protocol.ops import (
@@ -112,8 +115,9 @@ class WorkerNode:
         self.memory_limit_bytes = memory_limit_bytes
         POOL.limit(min(config.idle_buffer_bytes, memory_limit_bytes // 8 or config.idle_buffer_bytes))
         self.resources = dict(resources or {})
-        self.local_directory = local_directory or ""
         self.instance_id = instance_id or new_instance_id()
+        self.directory = WorkerDirectory(local_directory, self.instance_id)
+        self._base_directory = local_directory or ""
         self.nanny_id = nanny_id
         self.address = ""
         """Where peers fetch data; known after `start`."""
@@ -134,7 +138,10 @@ class WorkerNode:
     # --- life -------------------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listens and connects; raises what `Acceptor.listen` and `open_channel` raise, after which `close` is due."""
+        """Listens, connects, and sets up what clients have registered for all workers.
+
+        Raises what `Acceptor.listen` and `open_channel` raise, and NodeStartError when a plugin fails; then `close` is due.
+        """
         self.loop = asyncio.get_running_loop()
         self._finished = asyncio.Event()
         self.executor = Executor(
@@ -144,6 +151,7 @@ class WorkerNode:
             marks=self._slots,
             worker=self,
         )
+        self._plugins = Plugins(self, self._call_finished)
         self._pool = DataPool(security=self.security, config=self.config, instance_id=self.instance_id, name=self.name)
         self._data = DataServer(self._read, self._write)
         self._acceptor = Acceptor(
@@ -170,6 +178,8 @@ class WorkerNode:
             instance_id=self.instance_id,
         )
         self._later("metrics", self.config.metrics_interval_s, self._tick)
+        assert self._channel.welcome is not None
+        await self._plugins.wait_set_up(self._channel.welcome.setups)
 
     def _introduction(self) -> WorkerIntroduction:
         return WorkerIntroduction(
@@ -181,7 +191,7 @@ class WorkerNode:
             memory_limit_bytes=self.memory_limit_bytes,
             resources=self.resources,
             nanny=self.nanny_id,
-            local_directory=self.local_directory,
+            local_directory=self._base_directory,
         )
 
     async def finished(self) -> Exception | None:
@@ -198,6 +208,7 @@ class WorkerNode:
     async def _close(self, reason: str) -> None:
         if self._acceptor is None:
             return
+        await self._plugins.close(self.config.termination_s / 2)
         self._quiet()
         steps: list[Any] = [self._acceptor.close(), self._data.close(), self._pool.close()]
         if self._channel is not None:
@@ -206,6 +217,7 @@ class WorkerNode:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self.config.termination_s):
                 await closing
+        self.directory.remove()
         self._finished.set()
 
     def abort(self, reason: str = "") -> None:
@@ -224,6 +236,16 @@ class WorkerNode:
         self.executor.close()
         for fetch in self._fetches:
             fetch.cancel()
+
+    @property
+    def local_directory(self) -> str:
+        """A directory of its own, which goes away with it."""
+        return str(self.directory.path())
+
+    @property
+    def plugins(self) -> dict[str, Any]:
+        """The plugins of `Client.register_plugin`, by name."""
+        return self._plugins.active
 
     @property
     def fetched_bytes(self) -> int:
@@ -322,6 +344,8 @@ class WorkerNode:
                 self.executor.learn_functions(digests, functions)
             case Call(op):
                 call_in_thread(op, self, "dask_worker", self._call_finished)
+            case Plug(plugin):
+                self._plugins.do(plugin)
             case Stop(reason):
                 logger.info("worker %s was told to end%s", self.name, f": {reason}" if reason else "")
                 self._finished.set()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Generator
+from contextlib import nullcontext
 from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
@@ -50,10 +51,10 @@ class _Request:
             self.node.tell(GiveUp(0, self.number))
         return error
 
-    def wait(self) -> Any:
-        """The answer, for a thread."""
+    def wait(self, keeps_slot: bool) -> Any:
+        """The answer, for a thread; a task gives its slot back meanwhile, or `keeps_slot`."""
         try:
-            with task_waiting():
+            with nullcontext() if keeps_slot else task_waiting():
                 return run_on(self.node, self._run())
         except BaseException as exc:
             raise self._ended(exc) from None
@@ -71,6 +72,7 @@ class _Named:
     """What has a name on the cluster, and a client to ask for it: at first use, that of `get_client`."""
 
     _prefix = ""
+    _keeps_slot = False
 
     def __init__(self, name: str | None, client: Client | None) -> None:
         if name is not None and not isinstance(name, str):
@@ -91,7 +93,7 @@ class _Named:
         request = _Request(client._node, make)
         if client._called_asynchronously():
             return self._ask_async(request, then)
-        answer = request.wait()
+        answer = request.wait(self._keeps_slot)
         return answer if then is None else then(request, answer)
 
     async def _ask_async(self, request: _Request, then: Callable[[_Request, Any], Any] | None) -> Any:
@@ -153,7 +155,7 @@ class Semaphore(_Named):
         if node.client._called_asynchronously():
             return self._release_async(request, lease)
         try:
-            return request.wait()
+            return request.wait(self._keeps_slot)
         finally:  # once more does no harm, and is needed when an interrupt came before the first was on its way
             if not request.number:
                 node.tell(GiveUp(0, lease))

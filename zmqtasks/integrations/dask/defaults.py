@@ -14,7 +14,7 @@ import dask.config
 from dask.base import _ensure_not_async
 
 from zmqtasks import sessions
-from zmqtasks.integrations.dask import collections
+from zmqtasks.integrations.dask import collections, locks
 
 _SETTINGS: dict[str, Any] = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
 """dask would shuffle through a disk that all share, or by the p2p method of dask.distributed. What the user has set stays."""
@@ -63,6 +63,7 @@ def refresh() -> None:
         if wanted and not _replaced:
             _replaced["scheduler"] = dask.config.get("scheduler", None)
             dask.config.set({"scheduler": scheduler})
+            locks.install()
             for name, value in _SETTINGS.items():
                 if dask.config.get(name, None) is None:
                     _replaced[name] = None
@@ -70,6 +71,7 @@ def refresh() -> None:
         elif _replaced and not wanted:
             before = dict(_replaced)
             _replaced.clear()
+            locks.uninstall()
             for name, value in before.items():
                 ours = scheduler if name == "scheduler" else _SETTINGS[name]
                 if dask.config.get(name, None) is ours or dask.config.get(name, None) == ours:

@@ -1,8 +1,8 @@
 """Memory for frames: writable, aligned, and not touched before it is filled.
 
-Measured with CPython 3.11: an aligned bytearray takes 0.8 us up to 4 KiB and 2.3 us at 64 KiB, then zeroing wins over
-everything (13 us at 1 MiB); `numpy.empty` takes 1.9 us at any size, and leaves the pages alone. numpy is imported when
-a frame of that size first comes, so nodes that see none never pay for it. Large frames are lent by `buffer_pool`.
+Measured with CPython 3.11, filling included: an aligned bytearray takes 3 us at 64 KiB and 17 at 512, and so does one of
+`numpy.empty`, which leaves the pages alone; from 1 MiB on zeroing costs a quarter to a half more. Importing numpy takes 40 ms,
+so it is left to the large frames that `buffer_pool` can't lend: a scheduler never needs it.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import ctypes
 from zmqtasks.protocol.frames import ALIGNMENT, KIB
 from zmqtasks.transports.buffer_pool import AVAILABLE, POOL, POOLED_FROM_BYTES
 
-_ZEROED_BELOW = 64 * KIB
-
 
 def allocate_aligned(size_bytes: int) -> memoryview:
     """Writable memory of `size_bytes` that starts at a multiple of `ALIGNMENT`; its content is arbitrary.
@@ -21,9 +19,9 @@ def allocate_aligned(size_bytes: int) -> memoryview:
     It is the caller's for as long as any view of it lives, of whatever kind; nothing need be given back. Large memory
     is warm when it can be. Raises MemoryError.
     """
-    if size_bytes < _ZEROED_BELOW:
+    if size_bytes < POOLED_FROM_BYTES:
         return allocate_zeroed(size_bytes)
-    if size_bytes >= POOLED_FROM_BYTES and AVAILABLE and (memory := POOL.allocate(size_bytes)) is not None:
+    if AVAILABLE and (memory := POOL.allocate(size_bytes)) is not None:
         return memory
     import numpy as np
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from zmqtasks.actors import Actor, ActorFuture
     from zmqtasks.client import Client
     from zmqtasks.config import Config
     from zmqtasks.coordination import Event, Lock, Semaphore
     from zmqtasks.deploy.local import LocalCluster
     from zmqtasks.errors import (
+        ActorLostError,
         CancelledError,
         KilledWorker,
         LeaseError,
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from zmqtasks.waiting import as_completed, fire_and_forget, futures_of, wait
 
 _HOMES = {
+    "Actor": "actors",
+    "ActorFuture": "actors",
+    "ActorLostError": "errors",
     "CancelledError": "errors",
     "Client": "client",
     "ClusterKey": "security",
@@ -68,6 +73,9 @@ _HOMES = {
 """Where the public names live: each module is loaded with the first use of one of its names."""
 
 __all__ = [
+    "Actor",
+    "ActorFuture",
+    "ActorLostError",
     "CancelledError",
     "Client",
     "ClusterKey",

@@ -6,12 +6,15 @@ import sys
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any
 
+import msgspec
+
 from zmqtasks import fetching, graphs, scattering
 from zmqtasks.calls import to_columns
 from zmqtasks.cluster_view import worker_names
 from zmqtasks.connection import Connection
 from zmqtasks.errors import ConfigError
 from zmqtasks.fetching import parse_timeout
+from zmqtasks.functions import function_name
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
 from zmqtasks.nodes.client.names import to_wire
@@ -80,6 +83,7 @@ class Client(Connection):
             retries: Attempts after the first one that raises.
             priority: Higher runs earlier.
             allow_other_workers: `workers` is a wish only.
+            actor: `func` is a class; the object stays on its worker, and the result is an `Actor`, whose methods can be called.
             pure: The same function with the same arguments is the same task, and runs once. False by default, unlike dask.
             idempotent: False: not run again when a worker died while it was executing.
 
@@ -90,8 +94,7 @@ class Client(Connection):
         >>> client.submit(sum, [a, a]).result()
         2048
         """
-        if actor or actors:
-            raise NotImplementedError("actors are not supported: keep state in a task's result, or in files")
+        name = ""
         if (
             workers is None
             and resources is None
@@ -99,14 +102,18 @@ class Client(Connection):
             and not priority
             and not allow_other_workers
             and idempotent
+            and not (actor or actors)
         ):
             options = _DEFAULT_OPTIONS
         else:
             options = task_options(priority, retries, workers, allow_other_workers, resources, idempotent)
+            if actor or actors:
+                func, options, name = as_actor(func, options)
+                pure = False
         wire_key = None if key is None else to_wire(key)
         if self.status == "newly-created":
             self._check_started()
-        return self._submitter.submit(func, args, kwargs, options, wire_key, "", pure)
+        return self._submitter.submit(func, args, kwargs, options, wire_key, name, pure)
 
     def _check_started(self) -> None:
         if self.status in ("newly-created", "connecting"):
@@ -138,8 +145,6 @@ class Client(Connection):
         >>> client.gather(client.map(pow, range(4), [2] * 4))
         [0, 1, 4, 9]
         """
-        if actor or actors:
-            raise NotImplementedError("actors are not supported: keep state in a task's result, or in files")
         if not iterables:
             raise ConfigError("map needs at least one iterable")
         self._check_started()
@@ -149,6 +154,9 @@ class Client(Connection):
         options = task_options(priority, retries, workers, allow_other_workers, resources, idempotent)
         keys: list[Key] | None = None
         name = ""
+        if actor or actors:
+            func, options, name = as_actor(func, options)
+            pure = False
         if isinstance(key, (list, range)):
             if len(key) != len(columns[0]):
                 raise ConfigError(f"{len(key)} keys for {len(columns[0])} tasks: give one for each")
@@ -351,6 +359,15 @@ class _None:
 
 def _none() -> _None:
     return _None()
+
+
+def as_actor(cls: Callable[..., Any], options: TaskOptions) -> tuple[Callable[..., Any], TaskOptions, str]:
+    """Function, options and name of tasks that make actors."""
+    from zmqtasks.actors import MAKES_ACTOR, ActorFactory
+
+    if not callable(cls):
+        raise TypeError(f"the first argument must be a class, got {cls!r}")
+    return ActorFactory(cls), msgspec.structs.replace(options, actor=MAKES_ACTOR), function_name(cls)
 
 
 def task_options(

@@ -11,6 +11,7 @@ import concurrent.futures
 from typing import Literal
 
 __all__ = [
+    "ActorLostError",
     "AddressError",
     "AuthenticationError",
     "CancelledError",
@@ -170,6 +171,10 @@ class LostDataError(ZmqTasksError):
 
 class NoWorkerError(ZmqTasksError):
     """No worker satisfies the restrictions or resources of a task."""
+
+
+class ActorLostError(ZmqTasksError):
+    """An actor is gone with its worker; the message names both. `Client.retry` of its future makes a new one."""
 
 
 class CancelledError(ZmqTasksError, concurrent.futures.CancelledError):

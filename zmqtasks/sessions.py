@@ -95,7 +95,7 @@ def get_client(address: str | None = None, timeout: float | str | None = None, r
     ...     client = get_client()
     ...     return sum(client.gather(client.map(pow, range(n), [2] * n)))
     """
-    worker = _current_worker()
+    worker = _current_worker() or _calling_worker()
     if worker is None:
         if address is not None and (not _defaults or _defaults[-1].address != address):
             from zmqtasks.client import Client
@@ -134,6 +134,12 @@ def _current_worker() -> Any:
         return None
     thread = context.current_thread()
     return None if thread is None else thread.executor.worker
+
+
+def _calling_worker() -> Any:
+    """The worker that calls this code outside of tasks: `Client.run`, plugins."""
+    context = sys.modules.get(_CONTEXT)
+    return None if context is None else context.local.worker
 
 
 def _client_of(worker: Any, timeout: float | str | None) -> Client:

@@ -87,6 +87,30 @@ class Submitter:
             node.wait_backlog()
         return Future(state)
 
+    def call(self, actor: Key, name: str, args: Args, kwargs: Kwargs) -> FutureState:
+        """A call of an actor's method: a task that runs where the actor is, which is its last input."""
+        from zmqtasks.actors import CALLS_ACTOR, call_method
+
+        node = self.node
+        node.check_usable()
+        prepared = self.functions.prepare(call_method)
+        encoder = CallEncoder(node.config.implicit_data_bytes, self._new_key)
+        data, inputs = encoder.encode(args, kwargs)
+        options = TaskOptions(actor=CALLS_ACTOR)
+        columns = _Columns(prepared, name, options, [data], [[*inputs, actor]], encoder.references)
+        with node.lock:
+            first = node.machine.take_keys(1)
+            state = FutureState(first, node, name)
+            self._declare(encoder)
+            node.machine.submit(columns.op(first, 1), prepared.code, (state,))
+            if encoder.keys:
+                node.machine.release(encoder.keys)
+            node.count_bytes(PER_TASK_BYTES + len(data))
+        node.wake()
+        if node.is_backlogged():
+            node.wait_backlog()
+        return state
+
     def map(
         self,
         function: Any,

@@ -50,6 +50,8 @@ class TaskOptions(msgspec.Struct, frozen=True, array_like=True, gc=False):
     resources: dict[str, float] = {}
     idempotent: bool = True
     """False: not run again when a worker died while it was executing; the task fails as `KilledWorker` instead."""
+    actor: int = 0
+    """1: makes an actor, which stays on its worker. 2: calls the actor that is its last input, where that is."""
 
 
 class ErrorInfo(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -590,6 +592,8 @@ class ComputeTasks(Op, tag=62):
     deps: list[Key] = []
     resources: dict[str, float] = {}
     """Held by each of the tasks while it runs."""
+    actor: int = 0
+    """As in `TaskOptions`."""
 
 
 class FreeKeys(Op, tag=63):

@@ -286,13 +286,27 @@ class DataBook:
 
     def lost(self, lost: list[TaskState]) -> None:
         """These values have no holder left: tasks that counted on them wait again, and they are computed again."""
+        self._wait_for_lost(lost)
+        self.lifecycle.lose(lost)
+
+    def _wait_for_lost(self, lost: list[TaskState]) -> None:
         gone = {id(ts) for ts in lost}
         for task in list(self.state.tasks.values()):
             if task.deps and (task.state is WAITING or task.state is READY):
                 missing = [dep for dep in task.deps if id(dep) in gone]
                 if missing:
                     self.lifecycle.wait_again(task, missing)
-        self.lifecycle.lose(lost)
+
+    def actors_lost(self, worker: WorkerState, actors: list[TaskState], cause: str) -> None:
+        """The worker of these actors is gone: nobody needs what stood for them, and what waits for them shares their fate."""
+        for ts in actors:
+            for holder in ts.holders():
+                if holder is not worker:
+                    holder.outbox.drop(ts.key)
+                    holder.stored_keys -= 1
+                    holder.stored_bytes -= ts.size
+        self._wait_for_lost(actors)
+        self.lifecycle.lose_actors(worker, actors, cause)
 
     # --- time -------------------------------------------------------------------------------------------------------
 

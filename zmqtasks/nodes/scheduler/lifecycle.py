@@ -10,6 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from zmqtasks.errors import RemoteProtocolError
 from zmqtasks.ids import Key
+from zmqtasks.nodes.scheduler.actors import makes_actor
+from zmqtasks.nodes.scheduler.placement import CALLS_ACTOR
 from zmqtasks.nodes.scheduler.recovering import Recovering
 from zmqtasks.nodes.scheduler.state import (
     ERRED,
@@ -58,6 +60,7 @@ class Lifecycle(Recovering):
             or (counts and (len(counts) != n or sum(counts) != len(op.deps) or min(counts) < 0))
             or (op.args and not lengths)
             or (op.deps and not counts)
+            or (op.options.actor == CALLS_ACTOR and (not counts or min(counts) < 1))
             or (op.order and (len(op.order) != n or max(map(abs, op.order)) > ORDER_LIMIT))
         ):
             raise RemoteProtocolError(f"SubmitTasks of {op.name!r}: columns do not fit {n} tasks")
@@ -127,6 +130,9 @@ class Lifecycle(Recovering):
                 client.outbox.add(
                     KeysCancelled([key], f"its input {gone!r} is unknown: released or cancelled", "LostDataError")
                 )
+                continue
+            if spec.bucket is self.placement.calls and not makes_actor(deps[-1]):
+                client.outbox.add(KeysCancelled([key], f"{deps[-1].name} is no actor", "ActorLostError"))
                 continue
             if key in tasks:
                 self._submit_again(client, tasks[key], spec, one_args, deps, op.reuse)
@@ -293,6 +299,8 @@ class Lifecycle(Recovering):
     def _arrived(self, ts: TaskState, value: bytes | None) -> None:
         """A value has come into memory: tell who wants it, wake who waits for it, let go of what it needed."""
         wanted = ts.wanted_by
+        if ts.rare is not None and makes_actor(ts):
+            self.actor_settled(ts)
         if wanted is None:
             pass
         elif type(wanted) is ClientState:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from zmqtasks.nodes.scheduler.actors import makes_actor
 from zmqtasks.nodes.scheduler.coordination import Coordination
 from zmqtasks.nodes.scheduler.data import DataBook
 from zmqtasks.nodes.scheduler.lifecycle import Lifecycle
@@ -133,7 +134,7 @@ class Membership:
         queued = self.placement.remove_worker(worker)
         blamed = set(worker.executing if executing is None else executing)
         runs, worker.processing = worker.processing, {}
-        self._drop_replicas(worker)
+        self._drop_replicas(worker, cause)
         for run_id, ts in runs.items():
             if ts is not None and ts.state is PROCESSING and ts.run_id == run_id:
                 if run_id in blamed and dead:
@@ -146,10 +147,13 @@ class Membership:
         self.data.forget_worker(worker)
         self._tell_clients()
 
-    def _drop_replicas(self, worker: WorkerState) -> None:
+    def _drop_replicas(self, worker: WorkerState, cause: str) -> None:
         """One pass over all tasks: cheaper in sum than a set of keys per worker kept for this day."""
         held = [ts for ts in self.state.tasks.values() if ts.who_has is not None and ts.held_by(worker)]
-        lost = [ts for ts in held if self.data.remove_replica(ts, worker)]
+        if worker.actors:
+            actors = [ts for ts in held if ts.rare is not None and ts.rare.home is worker and makes_actor(ts)]
+            self.data.actors_lost(worker, actors, cause)
+        lost = [ts for ts in held if ts.held_by(worker) and self.data.remove_replica(ts, worker)]
         if lost:
             self.data.lost(lost)
 

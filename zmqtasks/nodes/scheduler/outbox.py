@@ -239,4 +239,5 @@ def _compute_op(spec: TaskSpec, columns: _ComputeColumns) -> ComputeTasks:
         dep_counts=columns.dep_counts if columns.deps else [],
         deps=columns.deps,
         resources=spec.options.resources,
+        actor=spec.options.actor,
     )

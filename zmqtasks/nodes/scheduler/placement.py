@@ -31,6 +31,8 @@ from zmqtasks.nodes.scheduler.state import (
 )
 from zmqtasks.protocol.ops import RetractRuns, TaskOptions
 
+MAKES_ACTOR, CALLS_ACTOR = 1, 2
+"""`TaskOptions.actor`."""
 BANDWIDTH = 1e9
 """Bytes per second assumed between workers, where a choice needs one."""
 RETRACT_AFTER_S = 0.005
@@ -65,6 +67,8 @@ class Placement:
         self.retract_at: float | None = None
         self.returned: list[tuple[WorkerState, TaskState]] = []
         """Tasks that workers gave back for idle ones."""
+        self.calls = Bucket((), False, {})
+        """Of calls of actors, which never wait in it."""
 
     # --- membership -------------------------------------------------------------------------------------------------
 
@@ -88,7 +92,9 @@ class Placement:
 
     def bucket_for(self, options: TaskOptions) -> Bucket | None:
         """The bucket for tasks with these options; None when any worker will do."""
-        if not options.workers and not options.resources:
+        if options.actor == CALLS_ACTOR:
+            return self.calls
+        if not options.workers and not options.resources and not options.actor:
             return None
         if not all(0 <= amount < float("inf") for amount in options.resources.values()):
             raise RemoteProtocolError(f"resources have to be numbers of at least 0: {options.resources}")
@@ -115,6 +121,8 @@ class Placement:
         assert ts.spec is not None
         bucket = ts.spec.bucket
         if bucket is not None:
+            if ts.spec.options.actor and self._place_actor(ts, bucket):
+                return
             bucket.queue.push(ts)
             self.active_buckets[bucket] = None
             return
@@ -123,6 +131,30 @@ class Placement:
             self.backlogged[worker] = None
             return
         self.queue.push(ts)
+
+    def _place_actor(self, ts: TaskState, bucket: Bucket) -> bool:
+        """Sends a call to its actor, whatever that worker does; a new actor to where the fewest are. False: it has to wait.
+
+        Calls are sent also to a worker whose link is lost: the link keeps them, in order, until it is back.
+        """
+        if bucket is self.calls:
+            actor = ts.deps[-1].rare
+            assert actor is not None
+            assert actor.home is not None
+            ts.extra().home = actor.home
+            self.assign(actor.home, ts)
+            actor.home.load_s -= ts.estimate_s
+            ts.estimate_s = 0.0
+            actor.home.parked[ts.run_id] = True  # it takes no thread of those for tasks
+            return True
+        ts.extra()
+        usable = [] if bucket.resources else [w for w in bucket.eligible if w.usable]
+        if not usable:
+            return False
+        worker = min(usable, key=lambda w: w.actors + w.busy)
+        self.assign(worker, ts)
+        self.update_room(worker)
+        return True
 
     def _best_holder(self, ts: TaskState) -> WorkerState | None:
         """The worker with the most bytes of the inputs; the least loaded one among near equals; None: nothing to fetch."""

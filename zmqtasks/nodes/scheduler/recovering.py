@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from zmqtasks.ids import Key
+from zmqtasks.nodes.scheduler.actors import actor_lost, happened_already
 from zmqtasks.nodes.scheduler.failing import Failing
 from zmqtasks.nodes.scheduler.placement import Placement
 from zmqtasks.nodes.scheduler.state import (
@@ -20,6 +21,7 @@ from zmqtasks.nodes.scheduler.state import (
     ClientState,
     SchedulerState,
     TaskState,
+    WorkerState,
 )
 from zmqtasks.nodes.scheduler.transitions import check
 from zmqtasks.protocol.ops import KeysRecomputing
@@ -129,6 +131,9 @@ class Recovering(Failing):
             if task.spec is None:
                 self.on_data_needed.append(task)
                 continue
+            if (error := happened_already(task)) is not None:
+                self.fail([task], error)
+                continue
             self.state.counters["recomputed"] += 1
             self._revive_inputs(task, [])
             if task.state is WAITING and not task.waiting_on:
@@ -163,7 +168,7 @@ class Recovering(Failing):
                 if task.state is ERRED:
                     check(self.state, task, RELEASED)
                     rare = task.extra()
-                    rare.error, rare.attempts_erred, rare.deaths = None, 0, 0
+                    rare.error, rare.attempts_erred, rare.deaths, rare.home = None, 0, 0, None
                     task.recount = True
                     chain.append(task)
                     stack += task.deps
@@ -171,6 +176,29 @@ class Recovering(Failing):
                 for client in task.wanters():
                     client.outbox.add(KeysRecomputing([task.key]))
             self.revive(ts)
+
+    def actor_settled(self, ts: TaskState) -> None:
+        """An actor has been made: where it is, it stays."""
+        if isinstance(ts.who_has, WorkerState):
+            ts.extra().home = ts.who_has
+            ts.who_has.actors += 1
+
+    def lose_actors(self, worker: WorkerState, actors: list[TaskState], cause: str) -> None:
+        """A worker is gone, and its actors with it: they have failed, and so have all calls that are not over.
+
+        The caller has made what waits for them wait again (`DataBook.lost`).
+        """
+        inner: list[TaskState] = []
+        for ts in actors:
+            self._drop_inline(ts)
+            ts.who_has = None
+            check(self.state, ts, RELEASED)
+            self._drop_contained(ts, inner)
+            check(self.state, ts, WAITING)
+            self._take_up(ts)
+            self.fail([ts], actor_lost(ts, worker, cause))
+        for ts in inner:
+            self.reconsider(ts)
 
     def lose(self, tasks: list[TaskState]) -> None:
         """The last replicas of these values are gone: compute again what is needed."""

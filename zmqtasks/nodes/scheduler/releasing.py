@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from zmqtasks.nodes.scheduler.actors import makes_actor
 from zmqtasks.nodes.scheduler.placement import Placement
 from zmqtasks.nodes.scheduler.state import (
     ERRED,
@@ -54,6 +55,8 @@ class Releasing:
             worker.outbox.drop(ts.key)
             worker.stored_keys -= 1
             worker.stored_bytes -= ts.size
+        if ts.rare is not None and ts.rare.home is not None and makes_actor(ts):
+            ts.rare.home.actors -= 1
         ts.who_has = None
         self._drop_inline(ts)
         self._drop_contained(ts, stack)

@@ -96,6 +96,8 @@ class RareInfo(msgspec.Struct, gc=False, eq=False):
     """Tasks whose futures are inside the result: held as long as the result is."""
     data: DataInfo | None = None
     error: ErrorInfo | None = None
+    home: WorkerState | None = None
+    """Of an actor: the worker that has it, or had it. Of a call of one: where it was sent."""
 
 
 class TaskState(msgspec.Struct, gc=False, eq=False):
@@ -255,6 +257,8 @@ class WorkerState:
         self.memory_bytes = 0
         self.cpu_percent = 0.0
         self.compression: dict[str, int] = {}
+        self.actors = 0
+        """Actors that live on it."""
         self.leaving = False
         self.preparing: dict[int, str] = {}
         """Plugins that it has to set up before its first task: titles by the numbers of calls (see `plugins`)."""

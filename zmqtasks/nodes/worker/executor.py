@@ -28,6 +28,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from zmqtasks.errors import DeserializationError
+from zmqtasks.nodes.worker.actors import Actors
 from zmqtasks.nodes.worker.instructions import Finished
 from zmqtasks.nodes.worker.outcomes import Outcome
 from zmqtasks.nodes.worker.slots import MAX_EXTRA_THREADS, Slots
@@ -79,6 +80,7 @@ class Executor:
         self._serialized: dict[bytes, bytes] = {}
         self._load_lock = threading.Lock()
         self._task_loop: asyncio.AbstractEventLoop | None = None
+        self.actors = Actors(self)
 
     # --- runs in ----------------------------------------------------------------------------------------------------
 
@@ -136,6 +138,7 @@ class Executor:
             current = thread.current
             if current is not None and current.run_id in wanted:
                 thread.interrupt(current)
+        self.actors.interrupt(runs)
 
     def nudge(self) -> None:
         """Makes an idle thread look at its slot; for any thread."""
@@ -250,6 +253,7 @@ class Executor:
         """Takes no more runs; threads end after the task that they run (as daemons they hold no process up)."""
         self.closed = True
         self._take_all()
+        self.actors.close()
         self.slots.close()
         for _ in list(self.slots.threads):  # threads that end meanwhile take themselves off
             self.queue.put(None)

@@ -116,7 +116,7 @@ class WorkerMachine:
         self.inputs.plan_fetches()
 
     def _on_compute_tasks(self, op: ComputeTasks, now: float) -> None:
-        group = TaskGroup(op.function, op.name, op.resources)
+        group = TaskGroup(op.function, op.name, op.resources, op.actor)
         runs = self.runs
         started: list[Run] = []
         if not op.args and not op.deps:

@@ -56,6 +56,7 @@ from zmqtasks.nodes.worker.metrics import CpuMeter, LongRuns, resident_bytes
 from zmqtasks.nodes.worker.outcomes import Blocked, Erred, NotStarted, Outcome, Resumed, Seceded
 from zmqtasks.nodes.worker.output import LineBudget
 from zmqtasks.nodes.worker.plugins import Plugins
+from zmqtasks.nodes.worker.state import Run
 from zmqtasks.nodes.worker.store import Store
 from zmqtasks.protocol.compression import Counters
 from zmqtasks.protocol.ops import (
@@ -74,6 +75,9 @@ from zmqtasks.security import Security
 from zmqtasks.transports.buffer_pool import POOL
 
 logger = logging.getLogger(__name__)
+
+CALLS_ACTOR = 2
+"""Of `TaskOptions.actor`: a call of the actor that is the last input."""
 
 LONG_RUN_S = 0.05
 """A run seen executing at two looks this far apart is told to the scheduler, which then takes back what waits behind it."""
@@ -321,9 +325,15 @@ class WorkerNode:
         match instruction:
             case StartRuns(runs):
                 entries = self._store.entries
+                calls: list[Run] = []
                 for run in runs:
                     if run.deps:
                         run.inputs = [entries[key] for key in run.deps]
+                        if run.group.actor == CALLS_ACTOR:
+                            calls.append(run)
+                if calls:
+                    self.executor.actors.call(calls)
+                    runs = [run for run in runs if run.group.actor != CALLS_ACTOR]
                 self._look_later()
                 self.executor.hand_over(runs)
             case TakeBack(runs):
@@ -338,6 +348,7 @@ class WorkerNode:
                 self._store.put_inputs(keys, values)
             case DropKeys(keys):
                 self._store.drop(keys)
+                self.executor.actors.drop(keys)
             case DropInline(keys):
                 self._store.drop_inputs(keys)
             case LearnFunctions(digests, functions):
@@ -388,6 +399,8 @@ class WorkerNode:
                     machine.run_seceded(run)
         if finished:
             machine.runs_finished(finished)
+        if self.executor.actors.made:
+            self.executor.actors.settle(self._store)
         self._flush()
         if machine.runs:
             self._look_later()

@@ -51,6 +51,8 @@ class TaskGroup(msgspec.Struct, frozen=True, gc=False):
     function: bytes
     name: str
     resources: dict[str, float]
+    actor: int = 0
+    """As in `TaskOptions`."""
 
 
 class Run(msgspec.Struct, gc=False, eq=False):

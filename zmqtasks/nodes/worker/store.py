@@ -17,7 +17,8 @@ from zmqtasks.protocol.frames import KIB
 from zmqtasks.protocol.payload import PICKLE_HEADER, Payload, unpack_inline
 from zmqtasks.protocol.serialize import deserialize, deserialize_inline, serialize
 
-_UNOPENED: Any = object()
+UNOPENED: Any = object()
+"""In place of a value that is there as bytes."""
 
 LASTING_BYTES = 512 * KIB
 """Payloads from this size on are the same objects for every peer, where that takes no memory: see `Comm.send_lasting`."""
@@ -53,22 +54,28 @@ class Entry:
 
     def get(self) -> Any:
         """The live object; raises DeserializationError when it cannot be opened. For any thread."""
-        if self.value is _UNOPENED:
-            if self.data is not None:
-                self.value = deserialize_inline(self.data)
-            else:
-                self._open()
+        if self.value is UNOPENED:
+            if self.data is None:
+                return self._open()
+            value = deserialize_inline(self.data)
+            if _is_fresh(value):
+                return value
+            self.value = value
         return self.value
 
-    def _open(self) -> None:
+    def _open(self) -> Any:
         assert self._lock is not None
         with self._lock:
             if self._payload is not None:
-                self.value = deserialize(self._payload)
+                value = deserialize(self._payload)
+                if _is_fresh(value):
+                    return value
+                self.value = value
                 # Arrays live on in its frames; a pickle would be held twice.
                 if self._payload.header != PICKLE_HEADER and _is_memory_of(self.value, self._payload):
                     self._lasting = self._payload
                 self._payload = None
+            return self.value
 
     def payload(self) -> Payload:
         """The value for a peer; raises SerializationError when it cannot be pickled."""
@@ -81,6 +88,11 @@ class Entry:
             if _is_memory_of(self.value, payload):
                 self._lasting = payload
         return payload
+
+
+def _is_fresh(value: Any) -> bool:
+    """Whether each use opens it anew: what stands for an actor holds a future of its key, and so would never let go of it."""
+    return getattr(type(value), "__zmqtasks_fresh__", False) is True
 
 
 def _is_memory_of(value: Any, payload: Payload) -> bool:
@@ -130,11 +142,11 @@ class Store:
     def put_inputs(self, keys: Iterable[Key], values: Iterable[bytes]) -> None:
         """Keeps inline payloads unopened, until `drop_inputs`."""
         for key, data in zip(keys, values, strict=True):
-            self._put(key, Entry(_UNOPENED, len(data), data, None, True))
+            self._put(key, Entry(UNOPENED, len(data), data, None, True))
 
     def put_payload(self, key: Key, payload: Payload) -> None:
         """Keeps a payload unopened; its frames belong to the store from now on."""
-        self._put(key, Entry(_UNOPENED, payload.nbytes, None, payload))
+        self._put(key, Entry(UNOPENED, payload.nbytes, None, payload))
 
     def _put(self, key: Key, entry: Entry) -> None:
         if (old := self.entries.get(key)) is not None:

@@ -336,8 +336,6 @@ def test_refused_arguments(client: Client) -> None:
         client.submit(3)  # type: ignore[arg-type]
     with pytest.raises(SerializationError):
         client.submit(tasks.inc, threading.Lock())
-    with pytest.raises(NotImplementedError, match="actors"):
-        client.submit(tasks.inc, 1, actor=True)
     with pytest.raises(ConfigError, match="retries=-1"):
         client.submit(tasks.inc, 1, retries=-1)
     with pytest.raises(ConfigError, match="not a time"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
+from zmqtasks.nodes.scheduler.actors import makes_actor
 from zmqtasks.nodes.scheduler.machine import SchedulerMachine
 from zmqtasks.nodes.scheduler.state import (
     ERRED,
@@ -44,6 +45,7 @@ def check_scheduler(machine: SchedulerMachine) -> None:
         _check_task(machine, ts)
     for worker in state.workers.values():
         _check_worker(worker)
+        _check_actors(machine, worker)
     _check_queues(machine)
 
 
@@ -68,6 +70,22 @@ def _check_worker(worker: WorkerState) -> None:
         assert abs(worker.available[name] + held - amount) < 1e-6, (
             f"{worker.name}: {worker.available[name]} of {amount} {name} are free, {held} are held"
         )
+
+
+def _check_actors(machine: SchedulerMachine, worker: WorkerState) -> None:
+    living = [ts for ts in machine.state.tasks.values() if makes_actor(ts) and ts.state is MEMORY]
+    here = sum(ts.rare is not None and ts.rare.home is worker for ts in living)
+    assert worker.actors == here, f"{worker.name}: {worker.actors} actors, counted {here}"
+    for ts in living:
+        assert ts.rare is not None, f"the actor {ts.name} is nowhere"
+        assert ts.rare.home is not None, f"the actor {ts.name} is nowhere"
+        assert ts.rare.home.session in machine.state.workers, f"{ts.name} outlives its worker {ts.rare.home.name}"
+    for run_id, task in worker.processing.items():
+        if task is not None and task.spec is not None and task.spec.bucket is machine.placement.calls:
+            actor = task.deps[-1].rare
+            assert actor is not None, f"{task.name} is a call of nothing"
+            assert actor.home is worker, f"{task.name} is not where its actor is"
+            assert run_id in worker.parked, f"{task.name} takes a thread"
 
 
 def _check_queues(machine: SchedulerMachine) -> None:

@@ -45,8 +45,7 @@ class Actors:
 
     def make(self, run: Run, instance: Any) -> None:
         """Keeps the object that a run has made. For task threads."""
-        thread = self._threads[run.key] = ActorThread(self._executor, run.key, instance)
-        thread.start()
+        self._threads[run.key] = ActorThread(self._executor, run.key, instance)
         self.made.append(run)
 
     def settle(self, store: Store) -> None:
@@ -67,10 +66,15 @@ class Actors:
         for run in runs:
             run.inputs = run.inputs[:-1]
             thread = self._threads.get(run.deps[-1])
-            if thread is not None:
-                thread.queue.put(run)
-                continue
-            text = f"{run.group.name}: the actor {format_key(run.deps[-1])} is not on this worker any more"
+            text = f"{run.group.name}: the actor {format_key(run.deps[-1])} "
+            if thread is None:
+                text += "is not on this worker any more"
+            else:
+                try:
+                    thread.take(run)
+                    continue
+                except RuntimeError as exc:  # the system has no more threads
+                    text += f"has no thread: {exc}"
             self._executor.report(Erred(run, ErrorInfo("ActorLostError", text, b"", "", run.key, run.group.name), 0))
 
     def interrupt(self, runs: Sequence[Run]) -> None:
@@ -100,6 +104,12 @@ class ActorThread(TaskThread):
         self.queue: queue.SimpleQueue[Run | None] = queue.SimpleQueue()
         self._instance = instance
         self._async_calls: dict[int, AsyncCall] = {}
+
+    def take(self, run: Run) -> None:
+        """Queues a call; the thread begins with the first one."""
+        if self.ident is None:
+            self.start()
+        self.queue.put(run)
 
     def run(self) -> None:
         """Takes calls until the actor is let go."""

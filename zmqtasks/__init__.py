@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         LeaseError,
         LostDataError,
         PluginError,
+        QueueError,
         TaskTimeoutError,
         ZmqTasksError,
     )
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from zmqtasks.protocol.serialize import register_serialization, register_serialization_family
     from zmqtasks.security import ClusterKey, Security
     from zmqtasks.sessions import default_client, get_client, worker_client
+    from zmqtasks.sharing import Queue, Variable
     from zmqtasks.waiting import as_completed, fire_and_forget, futures_of, wait
 
 _HOMES = {
@@ -48,9 +50,12 @@ _HOMES = {
     "Lock": "coordination",
     "LostDataError": "errors",
     "PluginError": "errors",
+    "Queue": "sharing",
+    "QueueError": "errors",
     "Security": "security",
     "Semaphore": "coordination",
     "TaskTimeoutError": "errors",
+    "Variable": "sharing",
     "WorkerPlugin": "plugins",
     "ZmqTasksError": "errors",
     "as_completed": "waiting",
@@ -88,9 +93,12 @@ __all__ = [
     "Lock",
     "LostDataError",
     "PluginError",
+    "Queue",
+    "QueueError",
     "Security",
     "Semaphore",
     "TaskTimeoutError",
+    "Variable",
     "WorkerPlugin",
     "ZmqTasksError",
     "__version__",

@@ -34,6 +34,9 @@ class Config:
     """Results up to this size travel with the notice that the task has finished."""
     implicit_data_bytes: int = 64 << 10
     """Arguments and functions above this size become data of their own and go straight to workers."""
+    shared_value_bytes: int = 64 << 10
+    """Values of variables, queues and datasets above this size are refused: they are to be scattered. Besides, 1 KiB for each
+    future inside."""
     submit_batch: int = 2_000
     """Tasks per submit op: bounds the time that one op holds the scheduler."""
     client_backlog_bytes: int = 64 << 20

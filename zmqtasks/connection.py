@@ -17,6 +17,7 @@ from zmqtasks.errors import ConfigError
 from zmqtasks.fetching import in_async_task, parse_timeout
 from zmqtasks.nodes.client.loop import shared_loop
 from zmqtasks.nodes.client.node import ClientNode
+from zmqtasks.publishing import Publishing
 from zmqtasks.security import Security, default_key_path, wait_for_key
 from zmqtasks.submission import Submitter
 
@@ -27,7 +28,7 @@ CLOSE_TIMEOUT_S = 10.0
 EXIT_TIMEOUT_S = 2.0
 
 
-class Connection(ClusterView):
+class Connection(ClusterView, Publishing):
     """What `Client` is besides its methods for tasks and data; see there."""
 
     def __init__(

@@ -2,113 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import deque
-from collections.abc import Callable, Generator
-from contextlib import nullcontext
-from datetime import timedelta
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
-from uuid import uuid4
 
 from zmqtasks.errors import LeaseError
-from zmqtasks.fetching import await_on, parse_timeout, run_on, task_waiting
-from zmqtasks.nodes.client.node import ClientNode, QueryError
-from zmqtasks.protocol.ops import AcquireLease, CloseSemaphore, GiveUp, Op, ReadLeases, SetEvent, WaitEvent
-from zmqtasks.sessions import get_client
+from zmqtasks.fetching import parse_timeout
+from zmqtasks.named import Named, Request, Timeout
+from zmqtasks.nodes.client.node import ClientNode
+from zmqtasks.protocol.ops import AcquireLease, CloseSemaphore, GiveUp, ReadLeases, SetEvent, WaitEvent
 
 if TYPE_CHECKING:
     from zmqtasks.client import Client
 
-Timeout = float | str | timedelta | None
 
-
-class _Request:
-    """One request to the scheduler. Whatever ends the wait for its answer, what it asked for is given up then."""
-
-    def __init__(self, node: ClientNode, make: Callable[[int], Op]) -> None:
-        self.node = node
-        self.number = 0
-        self._given_up = False
-        self._make = make
-
-    def _numbered(self, number: int) -> Op:
-        # Under the lock under which the op is queued: either it is not sent at all, or a `GiveUp` that knows it comes after it.
-        if self._given_up:
-            raise asyncio.CancelledError
-        self.number = number
-        return self._make(number)
-
-    async def _run(self) -> Any:
-        return await self.node.ask(self._numbered)
-
-    def _ended(self, error: BaseException) -> BaseException:
-        if isinstance(error, QueryError):
-            return LeaseError(str(error))
-        with self.node.lock:  # an interrupt may come before the loop has begun with the coroutine
-            self._given_up = True
-        if self.number and not self.node.ended:
-            self.node.tell(GiveUp(0, self.number))
-        return error
-
-    def wait(self, keeps_slot: bool) -> Any:
-        """The answer, for a thread; a task gives its slot back meanwhile, or `keeps_slot`."""
-        try:
-            with nullcontext() if keeps_slot else task_waiting():
-                return run_on(self.node, self._run())
-        except BaseException as exc:
-            raise self._ended(exc) from None
-
-    async def wait_async(self) -> Any:
-        """The answer, for a coroutine in any loop."""
-        try:
-            with task_waiting():
-                return await await_on(self.node, self._run())
-        except BaseException as exc:
-            raise self._ended(exc) from None
-
-
-class _Named:
-    """What has a name on the cluster, and a client to ask for it: at first use, that of `get_client`."""
-
-    _prefix = ""
-    _keeps_slot = False
-
-    def __init__(self, name: str | None, client: Client | None) -> None:
-        if name is not None and not isinstance(name, str):
-            raise TypeError(f"name={name!r}: give a text, or nothing for a new name")
-        self.name = name or f"{self._prefix}-{uuid4().hex}"
-        self._given_client = client
-
-    @property
-    def client(self) -> Client:
-        """Through which it is used."""
-        if self._given_client is None:
-            self._given_client = get_client()
-        return self._given_client
-
-    def _ask(self, make: Callable[[int], Op], then: Callable[[_Request, Any], Any] | None = None) -> Any:
-        """The scheduler's answer, or what `then` makes of it; something to await for an asynchronous caller."""
-        client = self.client
-        request = _Request(client._node, make)
-        if client._called_asynchronously():
-            return self._ask_async(request, then)
-        answer = request.wait(self._keeps_slot)
-        return answer if then is None else then(request, answer)
-
-    async def _ask_async(self, request: _Request, then: Callable[[_Request, Any], Any] | None) -> Any:
-        answer = await request.wait_async()
-        return answer if then is None else then(request, answer)
-
-    def __await__(self) -> Generator[Any, None, Self]:
-        return self
-        yield
-
-    def __repr__(self) -> str:
-        return f"<{type(self).__name__}: {self.name}>"
-
-
-class Semaphore(_Named):
+class Semaphore(Named):
     """At most `max_leases` leases at a time, on the whole cluster; who waits is served in order.
 
     Programs and tasks that name the same semaphore share it, all with the same `max_leases`; without a name it is new.
@@ -123,6 +31,7 @@ class Semaphore(_Named):
     """
 
     _prefix = "semaphore"
+    _error = LeaseError
 
     def __init__(self, max_leases: int = 1, name: str | None = None, client: Client | None = None) -> None:
         if not isinstance(max_leases, int) or max_leases < 1:
@@ -140,7 +49,7 @@ class Semaphore(_Named):
         timeout_s = parse_timeout(timeout)
         return self._ask(lambda number: AcquireLease(number, self.name, self.max_leases, timeout_s), self._acquired)
 
-    def _acquired(self, request: _Request, granted: bool) -> bool:
+    def _acquired(self, request: Request, granted: bool) -> bool:
         if granted:
             self._leases.append((request.node, request.number))
         return granted
@@ -151,7 +60,7 @@ class Semaphore(_Named):
             node, lease = self._leases.popleft()
         except IndexError:
             raise LeaseError(f"{self!r} was not acquired by this object, or was released already") from None
-        request = _Request(node, lambda number: GiveUp(number, lease))
+        request = Request(node, lambda number: GiveUp(number, lease), LeaseError)
         if node.client._called_asynchronously():
             return self._release_async(request, lease)
         try:
@@ -160,7 +69,7 @@ class Semaphore(_Named):
             if not request.number:
                 node.tell(GiveUp(0, lease))
 
-    async def _release_async(self, request: _Request, lease: int) -> Any:
+    async def _release_async(self, request: Request, lease: int) -> Any:
         try:
             return await request.wait_async()
         finally:
@@ -170,6 +79,13 @@ class Semaphore(_Named):
     def get_value(self) -> Any:
         """How many leases are taken, by anybody."""
         return self._ask(lambda number: ReadLeases(number, self.name))
+
+    def leases(self) -> Any:
+        """Who has them: for each lease that is taken the name of its client, the oldest first.
+
+        Leases of tasks are those of `tasks of WORKER`; a client has the name that it was given (`Client(name=...)`).
+        """
+        return self._ask(lambda number: ReadLeases(number, self.name, True))
 
     def close(self) -> Any:
         """Ends the semaphore for all: who waits or asks for a lease gets a LeaseError."""
@@ -226,7 +142,7 @@ class Lock(Semaphore):
         return type(self), (self.name,)
 
 
-class Event(_Named):
+class Event(Named):
     """A flag that programs and tasks wait for. It is not set at first, and remains set until it is cleared.
 
     Shared by name, as a `Semaphore`.

@@ -36,6 +36,7 @@ __all__ = [
     "PeerIdentityError",
     "PluginError",
     "ProtocolError",
+    "QueueError",
     "RemoteProtocolError",
     "SchedulerLostError",
     "SecurityError",
@@ -183,6 +184,10 @@ class CancelledError(ZmqTasksError, concurrent.futures.CancelledError):
 
 class TaskTimeoutError(ZmqTasksError, TimeoutError):
     """A wait ran out of time; what was waited for goes on."""
+
+
+class QueueError(ZmqTasksError, RuntimeError):
+    """A queue was closed, or is in use with another `maxsize`."""
 
 
 class ClientClosedError(ZmqTasksError):

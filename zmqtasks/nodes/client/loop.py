@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine
-from typing import Any, TypeVar
+from contextlib import suppress
+from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
+Work: TypeAlias = Coroutine[Any, Any, T] | Callable[[], Coroutine[Any, Any, T]]
+"""A coroutine, or what makes it in the loop: no interrupt can come between its making and its beginning there."""
 
 _STOP_TIMEOUT_S = 2.0
 
@@ -39,20 +43,58 @@ class LoopThread:
         """Whether the caller runs in the loop's thread, and so must not wait for it."""
         return threading.current_thread() is self.thread
 
-    def run(self, coroutine: Coroutine[Any, Any, T], timeout_s: float | None = None) -> T:
-        """The result of `coroutine`, run in the loop. Raises TimeoutError in time; Ctrl-C ends the wait and the coroutine."""
-        if self.is_current():
-            coroutine.close()
-            raise RuntimeError(
-                "a blocking call of a synchronous client inside its own event loop would wait for ever: "
-                "do it in another thread, or use Client(asynchronous=True)"
-            )
-        future = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+    def run(self, work: Work[T], timeout_s: float | None = None) -> T:
+        """The result of `work`, run in the loop. Raises TimeoutError in time; Ctrl-C ends the wait and the coroutine."""
+        run = _Run(self.loop, work)
         try:
-            return future.result(timeout_s)
+            if self.is_current():
+                raise RuntimeError(
+                    "a blocking call of a synchronous client inside its own event loop would wait for ever: "
+                    "do it in another thread, or use Client(asynchronous=True)"
+                )
+            self.loop.call_soon_threadsafe(run.begin)
+            return run.result.result(timeout_s)
         except BaseException:
-            future.cancel()
+            run.give_up()
             raise
+        finally:
+            del run  # it holds an error, whose traceback holds this frame
+
+
+class _Run(Generic[T]):
+    """One piece of work for a loop. Unlike `asyncio.run_coroutine_threadsafe`, it leaves nothing behind that was never awaited."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Work[T]) -> None:
+        self.result: concurrent.futures.Future[T] = concurrent.futures.Future()
+        self._loop = loop
+        self._work = work
+        self._task: asyncio.Task[T] | None = None
+
+    def begin(self) -> None:
+        if self.result.set_running_or_notify_cancel():
+            self._task = self._loop.create_task(self._work() if callable(self._work) else self._work)
+            self._task.add_done_callback(self._end)
+
+    def _end(self, task: asyncio.Task[T]) -> None:
+        if task.cancelled():
+            self.result.set_exception(concurrent.futures.CancelledError())
+        elif (error := task.exception()) is not None:
+            self.result.set_exception(error)
+        else:
+            self.result.set_result(task.result())
+
+    def give_up(self) -> None:
+        """Nobody waits any more: ends the work, also before it has begun."""
+        if self.result.cancel():
+            if not callable(self._work):
+                self._work.close()
+        elif not self.result.done():
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
 
 
 def _new_event_loop() -> asyncio.AbstractEventLoop:

@@ -33,6 +33,13 @@ def to_wire(key: object) -> Key:
     return _marked(key)
 
 
+def to_wire_name(name: object) -> str:
+    """As `to_wire`, for names of anything but tasks and data: none of them is anonymous."""
+    if type(name) is str:
+        return "#s" + name if name.startswith(_MARK) else name
+    return _marked(name)
+
+
 def _marked(key: object) -> str:
     if isinstance(key, str):
         return "#s" + str.__str__(key)

@@ -389,3 +389,23 @@ def local_use() -> list[int]:
 
 def test_a_task_makes_an_actor_of_its_own(client):
     assert client.submit(local_use).result(timeout=20) == [1, 2, 3]
+
+
+def cut_link(dask_worker) -> None:
+    dask_worker.loop.call_soon_threadsafe(dask_worker.channel._comm.abort, "cut by a test")
+
+
+def test_calls_are_made_once_and_in_order_whatever_happens_to_links(client):
+    counter = client.submit(Counter, actor=True).result()
+    _, address, _ = counter.where().result()
+    calls = []
+    for number in range(200):
+        calls.append(counter.slowly(number))
+        if number in (20, 120):
+            node = client._node
+            node.loop.call_soon_threadsafe(node.channel._comm.abort, "cut by a test")
+        if number in (60, 130):
+            client.run(cut_link, workers=[address], wait=False)
+    assert client.gather(calls) == list(range(200))
+    assert counter.seen == list(range(200))
+    assert client._node._link_lost_at > 0

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from zmqtasks.nodes.worker.executor import Executor
 
 _IMMUTABLE = frozenset((int, float, bool, complex, str, bytes, type(None)))
-_FRESH_REFERENCES = 3
-"""To an object that only the frame that asks holds: its variable, the argument, and that of `getrefcount`."""
 
 
 class Actors:
@@ -243,9 +241,28 @@ def _as_it_is(value: Any) -> Any:
         return value
     numpy = sys.modules.get("numpy")
     if numpy is not None and type(value) is numpy.ndarray and not value.dtype.hasobject:
-        alone = value.base is None and sys.getrefcount(value) <= _FRESH_REFERENCES + 1
+        alone = value.base is None and sys.getrefcount(value) <= _ALONE
         return value if alone else value.copy("K")
     try:
         return deserialize_inline(serialize_inline(value))
     except Exception:  # it can't leave this worker: who asks for it is told why
         return value
+
+
+def _count_alone() -> int:
+    """How often an object counts as referred to in `_as_it_is` when nothing but calls like those on the way there holds it."""
+
+    def perform() -> int:
+        value = object()
+        return finish(value)
+
+    def finish(value: object) -> int:
+        return count(value)
+
+    def count(value: object) -> int:
+        return sys.getrefcount(value)
+
+    return perform()
+
+
+_ALONE = _count_alone()

@@ -23,7 +23,7 @@ import xarray.backends.locks  # noqa: E402
 import xarray.backends.writers  # noqa: E402
 from file_targets import WatchedFile, hold, identity, take_both  # noqa: E402
 
-from zmqtasks import Lock  # noqa: E402
+from zmqtasks import Lock, wait  # noqa: E402
 from zmqtasks.integrations.dask.locks import FileLock  # noqa: E402
 
 FILE_LOCKS = dask.utils.SerializableLock
@@ -80,6 +80,7 @@ def test_a_task_that_waits_for_a_file_keeps_its_slot(process_client, tmp_path):
     """As it may hold a lock of its process, which the next task on the slot would wait for while it keeps the slot."""
     inside, outside = FILE_LOCKS(), FileLock()
     tasks = process_client.map(take_both, [inside] * 60, [outside] * 60, pure=False)
+    wait(tasks, timeout=20)
     assert len(set(process_client.gather(tasks))) == 2
 
 

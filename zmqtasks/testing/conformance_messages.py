@@ -8,6 +8,8 @@ import logging
 import mmap
 import random
 import signal
+import threading
+import time
 
 import pytest
 
@@ -43,6 +45,43 @@ class MessageTests(ConformanceBase):
                 await here.wait_messages(len(messages))
                 assert there.contents() == messages
                 assert here.contents() == [message[::-1] for message in messages]
+
+        self.run(test())
+
+    def test_direct_sends(self) -> None:
+        """Where other threads may send, what they and the loop send arrives whole, in the order of each, and at once."""
+
+        async def test() -> None:
+            async with self.link() as (ours, theirs):
+                here, there = Recorder(ours), Recorder(theirs)
+                lock = threading.Lock()  # as whoever sends has it
+
+                def send_by_thread(number: int) -> None:
+                    size = (number * 7919) % 700 if number % 50 else 3 * MIB
+                    message = [b"thread %6d" % number + bytes(size)]
+                    while True:
+                        with lock:
+                            if ours.ready_for_direct:
+                                ours.send_direct(message)
+                                return
+                        time.sleep(0)
+
+                if not ours.ready_for_direct:
+                    pytest.skip("this transport sends from its own loop only")
+                thread = asyncio.create_task(asyncio.to_thread(lambda: [send_by_thread(n) for n in range(1000)]))
+                for number in range(2000):
+                    with lock:
+                        ours.send([b"loop   %6d" % number])
+                    theirs.send([b"back   %6d" % number])
+                    if number % 3 == 0:
+                        await asyncio.sleep(0)
+                await thread
+                await there.wait_messages(3000)
+                await here.wait_messages(2000)
+                starts = [bytes(frames[0][:13]) for frames in there.contents()]
+                assert [s for s in starts if s.startswith(b"thread")] == [b"thread %6d" % n for n in range(1000)]
+                assert [s for s in starts if s.startswith(b"loop")] == [b"loop   %6d" % n for n in range(2000)]
+                assert [frames[0] for frames in here.contents()] == [b"back   %6d" % n for n in range(2000)]
 
         self.run(test())
 

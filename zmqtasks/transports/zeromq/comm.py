@@ -112,13 +112,16 @@ class ZmqComm(LoopComm):
         if not self._queue and len(pieces) == 1 and size <= self._peer_part_bytes and self._credit() >= units(size):
             self._put(pieces[0])
         else:
-            self._queue.extend(pieces)
-            self._queued_bytes += size
-            self._flush()
-            if self._queued_bytes > self._settings.high_water_bytes:
-                self._congested = True
+            self._enqueue(pieces, size)
         if self._ended is not None:
             raise self._ended.with_traceback(None)
+
+    def _enqueue(self, pieces: list[bytes | memoryview], size: int) -> None:
+        self._queue.extend(pieces)
+        self._queued_bytes += size
+        self._flush()
+        if self._queued_bytes > self._settings.high_water_bytes:
+            self._congested = True
 
     async def drain(self) -> None:
         while self._ended is None and self._congested:

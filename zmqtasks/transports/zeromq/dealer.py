@@ -10,10 +10,12 @@ import os
 import zmq
 
 from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, PeerIdentityError, RemoteProtocolError
+from zmqtasks.protocol.frames import Frames
 from zmqtasks.transports.address import HostPort, format_host_port
 from zmqtasks.transports.base import LinkSettings
+from zmqtasks.transports.stream import pack_message
 from zmqtasks.transports.zeromq.comm import LENT_BYTES, ZmqComm, full_window
-from zmqtasks.transports.zeromq.control import SESSION_BYTES, VERSION, Accept, Hello, Refuse, encode_control
+from zmqtasks.transports.zeromq.control import SESSION_BYTES, VERSION, Accept, Hello, Refuse, encode_control, units
 from zmqtasks.transports.zeromq.curve import protect_caller
 from zmqtasks.transports.zeromq.sockets import (
     DONTWAIT,
@@ -60,6 +62,7 @@ class DealerComm(ZmqComm):
         self._session = os.urandom(SESSION_BYTES)
         self._accepted: asyncio.Future[None] = loop.create_future()
         self._connected = False
+        self._direct_rest: list[bytes | memoryview] = []  # what there was no credit for in another thread: goes first
         self._socket = MonitoredSocket(
             zmq.DEALER, settings, full_window(settings), _EVENTS, self._receive, self._on_event
         )
@@ -83,12 +86,16 @@ class DealerComm(ZmqComm):
         for turn in range(_MESSAGES_PER_TURN):
             if self._socket.closed or (turn == 1 and not self._socket.readable):
                 return False
-            try:
-                part = self._socket.zmq.recv(DONTWAIT, copy=False)
-            except zmq.Again:
-                return False
+            control = None
+            with self._socket.lock:
+                try:
+                    part = self._socket.zmq.recv(DONTWAIT, copy=False)
+                except zmq.Again:
+                    return False
+                if part.more:
+                    control = receive_control(self._socket.zmq, part)
             if part.more:
-                self.control_received_untrusted(receive_control(self._socket.zmq, part))
+                self.control_received_untrusted(control)
             elif self._accepted.done():
                 self.part_received_untrusted(part.buffer)
             else:
@@ -98,13 +105,64 @@ class DealerComm(ZmqComm):
         return True
 
     def _push(self, part: bytes | memoryview) -> None:
-        self._socket.zmq.send(part, DONTWAIT, copy=len(part) < LENT_BYTES)
+        with self._socket.lock:
+            self._socket.zmq.send(part, DONTWAIT, copy=len(part) < LENT_BYTES)
         self._socket.look_again()
 
     def _push_control(self, data: bytes) -> None:
-        self._socket.zmq.send(b"", MORE_DONTWAIT)
-        self._socket.zmq.send(data, DONTWAIT)
+        with self._socket.lock:
+            self._socket.zmq.send(b"", MORE_DONTWAIT)
+            self._socket.zmq.send(data, DONTWAIT)
         self._socket.look_again()
+
+    # -- sending in other threads
+
+    @property
+    def ready_for_direct(self) -> bool:
+        return self._ended is None and not self._queue and not self._direct_rest and self._credit() > 0
+
+    def send_direct(self, frames: Frames) -> None:
+        pieces, size = pack_message(frames)
+        sock = self._socket
+        with sock.lock:
+            if self._ended is not None:
+                raise self._ended.with_traceback(None)
+            self._messages_sent += 1
+            self._bytes_sent += size
+            cost = units(size)
+            if len(pieces) == 1 and size <= self._peer_part_bytes and self._credit() >= cost:
+                self._units_sent += cost
+                try:
+                    sock.zmq.send(pieces[0], DONTWAIT, copy=size < LENT_BYTES)
+                except zmq.ZMQError:
+                    return  # the monitor tells the loop, which ends the comm
+                look = sock.readable_locked()  # news of it may be swallowed
+            else:
+                self._direct_rest = pieces
+                look = False
+        if look:
+            sock.look_soon()
+        elif self._direct_rest:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._send_direct_rest)
+
+    def send(self, frames: Frames) -> None:
+        if self._direct_rest:
+            self._send_direct_rest()
+        super().send(frames)
+
+    @property
+    def queued_bytes(self) -> int:
+        return super().queued_bytes + sum(map(len, self._direct_rest))
+
+    async def close(self) -> None:
+        self._send_direct_rest()
+        await super().close()
+
+    def _send_direct_rest(self) -> None:
+        rest, self._direct_rest = self._direct_rest, []
+        if rest and self._ended is None:
+            self._enqueue(rest, sum(map(len, rest)))
 
     def _release(self, *, hard: bool) -> None:
         self._socket.close(linger_ms=0 if hard else LINGER_MS)

@@ -2,6 +2,9 @@
 
 libzmq's file descriptor (ZMQ_FD) tells of *changes* only, and any call on the socket may swallow one: so a socket is
 read until it says EAGAIN, and looked at again after every send.
+
+A socket is not for several threads at once; one after another may use it, with a lock in between. So a DEALER, by which
+other threads send too, is used under the lock of its `MonitoredSocket`.
 """
 
 from __future__ import annotations
@@ -147,6 +150,7 @@ class MonitoredSocket:
         self._looking = False
         self.context = _context_of_process.acquire()
         self.closed = False
+        self.lock = threading.Lock()
         self._monitor: ZmqSocket | None = None
         try:
             self.zmq: ZmqSocket = self.context.socket(kind)
@@ -165,7 +169,17 @@ class MonitoredSocket:
     @property
     def readable(self) -> bool:
         """Whether there is something to receive: asking takes 1.4 us, a receive that fails 3.3."""
+        with self.lock:
+            return self.readable_locked()
+
+    def readable_locked(self) -> bool:
+        """`readable`, for who holds the lock."""
         return bool(get_int(self.zmq, _EVENTS) & _POLLIN)
+
+    def look_soon(self) -> None:
+        """For any thread: makes the loop look."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._look)
 
     def look_again(self) -> None:
         """To be called after every send: it may have swallowed the news of something to receive."""
@@ -195,7 +209,8 @@ class MonitoredSocket:
                 self._loop.remove_reader(self._monitor_fd)
             self.zmq.monitor(None, 0)  # first: libzmq's threads would wait for a reader of further events
             self._monitor.close(linger=0)
-        self.zmq.close(linger=linger_ms)
+        with self.lock:
+            self.zmq.close(linger=linger_ms)
         _context_of_process.release(self.context)
 
     def _start_monitor(self, events: int) -> None:

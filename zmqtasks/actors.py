@@ -18,6 +18,8 @@ MAKES_ACTOR = 1
 CALLS_ACTOR = 2
 """Of a task that calls a method of the actor that is its last input."""
 
+_SIZES = ("nbytes", "strides")
+
 _CONTEXT = "zmqtasks.nodes.worker.context"
 
 
@@ -86,6 +88,10 @@ class Actor:
             raise AttributeError(name)  # half made, or looked for by pickle, copy, notebooks
         if name in self._methods:
             return _Method(self, name)
+        if name in _SIZES:
+            raise AttributeError(
+                f"{name} of actors is not read, as it is looked for in all arguments: make it a method"
+            )
         return _call(self, True, name, (), {}).result()
 
     def __setattr__(self, name: str, value: object) -> None:

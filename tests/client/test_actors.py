@@ -198,6 +198,16 @@ def test_from_tasks_on_any_worker_by_its_future_or_itself(client):
     assert client.submit(pow, counter.increment(2), 2).result() == 400
 
 
+def test_an_actor_that_is_busy_can_be_passed_on(client, tmp_path):
+    counter = client.submit(Counter, actor=True).result()
+    gate = tmp_path / "gate"
+    busy = counter.wait_for(str(gate))
+    passed = [client.submit(isinstance, counter, Actor), client.submit(lambda actor: [actor], counter)]
+    assert client.gather(passed, errors="raise") == [True, [counter]]
+    gate.touch()
+    assert busy.result(timeout=10) == str(gate)
+
+
 def test_actors_call_each_other(client):
     first, second = client.gather(client.map(Counter, [0, 100], actor=True))
     assert first.where().result()[1] != second.where().result()[1]

@@ -11,6 +11,7 @@ import asyncio
 import concurrent.futures
 import queue
 import sys
+from collections import deque
 from collections.abc import Iterable, Sequence
 from time import perf_counter_ns
 from types import CoroutineType
@@ -38,7 +39,7 @@ class Actors:
     def __init__(self, executor: Executor) -> None:
         self._executor = executor
         self._threads: dict[Key, ActorThread] = {}
-        self.made: list[Run] = []
+        self.made: deque[Run] = deque()
         """Runs that have made an actor, since `settle`."""
 
     def make(self, run: Run, instance: Any) -> None:
@@ -48,8 +49,8 @@ class Actors:
 
     def settle(self, store: Store) -> None:
         """Of actors that were made: what stands for one is opened anew by each who uses it; those not wanted any more go."""
-        made, self.made = self.made, []
-        for run in made:
+        for _ in range(len(self.made)):  # task threads may append meanwhile
+            run = self.made.popleft()
             entry = store.entries.get(run.key)
             if run.state is RunState.FINISHED and entry is not None:
                 entry.data = entry.data or serialize_inline(entry.value)

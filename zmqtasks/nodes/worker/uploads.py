@@ -43,7 +43,7 @@ class Uploads:
         place = self._directory() / "uploads" / str(self._versions)
         place.mkdir(parents=True)
         if name.endswith(".py"):
-            (place / name).write_bytes(content)
+            (place / Path(name).name).write_bytes(content)
         else:
             with zipfile.ZipFile(io.BytesIO(content)) as archive:
                 archive.extractall(place)

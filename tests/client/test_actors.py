@@ -308,6 +308,7 @@ def test_many_actors_are_spread_evenly(client):
     counters = client.gather(client.map(Counter, range(20), actor=True))
     places = [address for _, address, _ in client.gather([counter.where() for counter in counters])]
     assert {places.count(place) for place in places} == {10}
+    assert [worker["metrics"]["actors"] for worker in client.scheduler_info()["workers"].values()] == [10, 10]
     (address,) = client.gather([client.submit(Counter, actor=True, workers=[places[0]]).result().where()])[0][1:2]
     assert address == places[0]
 

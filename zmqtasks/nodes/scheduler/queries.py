@@ -76,6 +76,7 @@ class Queries:
                 "memory": worker.memory_bytes,
                 "cpu": worker.cpu_percent,
                 "processing": len(worker.processing),
+                "actors": worker.actors,
                 "stored_keys": worker.stored_keys,
                 "stored_bytes": worker.stored_bytes,
                 "compression": _with_ratio(worker.compression),

@@ -304,11 +304,17 @@ def test_the_object_goes_with_the_last_future(client, tmp_path, eventually):
     eventually(lambda: client.scheduler_info()["tasks"]["memory"] == 0)
 
 
-def test_many_actors_are_spread_evenly(client):
+def actors_of(client: Client) -> list[int]:
+    client.run(gc.collect)
+    return [worker["metrics"]["actors"] for worker in client.scheduler_info()["workers"].values()]
+
+
+def test_many_actors_are_spread_evenly(client, eventually):
+    eventually(lambda: actors_of(client) == [0, 0])  # those of other tests
     counters = client.gather(client.map(Counter, range(20), actor=True))
     places = [address for _, address, _ in client.gather([counter.where() for counter in counters])]
     assert {places.count(place) for place in places} == {10}
-    assert [worker["metrics"]["actors"] for worker in client.scheduler_info()["workers"].values()] == [10, 10]
+    assert actors_of(client) == [10, 10]
     (address,) = client.gather([client.submit(Counter, actor=True, workers=[places[0]]).result().where()])[0][1:2]
     assert address == places[0]
 

@@ -130,19 +130,19 @@ def ask(
     request = Request(client._node, make, error)
     if client._called_asynchronously():
         return _ask_async(request, then)
-    answer = request.wait(keeps_slot)
-    return answer if then is None else _finish(request, then, answer)
+    try:
+        answer = request.wait(keeps_slot)
+        return answer if then is None else then(request, answer)
+    except BaseException:  # an interrupt, or what can't be read here: nobody will have what was granted
+        request.give_up()
+        raise
 
 
 async def _ask_async(request: Request, then: Then | None) -> Any:
     answer = await request.wait_async()
-    return answer if then is None else _finish(request, then, answer)
-
-
-def _finish(request: Request, then: Then, answer: Any) -> Any:
     try:
-        return then(request, answer)
-    except BaseException:  # an interrupt, or what can't be read here: nobody will have what was granted
+        return answer if then is None else then(request, answer)
+    except BaseException:
         request.give_up()
         raise
 

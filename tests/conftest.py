@@ -55,7 +55,7 @@ def shared_loop_runs() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def shared_arena_is_made() -> None:
     """So is the memory file from which a process sends over shm."""
-    from zmqtasks.transports.shm.arena import process_arena
+    from zmqtasks.transports.shm.own_arena import process_arena
 
     process_arena()
 

@@ -38,7 +38,7 @@ def server_of(store: Store) -> DataServer:
 
 
 def test_the_second_reader_gets_the_block_of_the_first() -> None:
-    from zmqtasks.transports.shm.arena import process_arena
+    from zmqtasks.transports.shm.own_arena import process_arena
 
     arena = process_arena()
     assert arena is not None
@@ -114,7 +114,7 @@ def test_a_name_that_answers_nothing_leaves_the_address() -> None:
 
 
 def test_the_bound_of_what_is_lent_is_configured(monkeypatch: pytest.MonkeyPatch) -> None:
-    from zmqtasks.transports.shm.arena import default_limit_bytes, process_arena
+    from zmqtasks.transports.shm.own_arena import default_limit_bytes, process_arena
 
     arena = process_arena()
     assert arena is not None

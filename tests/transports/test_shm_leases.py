@@ -21,9 +21,10 @@ from zmqtasks.protocol.frames import KIB, MIB
 from zmqtasks.testing.comms import Recorder, wait_until
 from zmqtasks.testing.conformance_base import OPEN, ConformanceBase
 from zmqtasks.transports import LinkSettings
-from zmqtasks.transports.shm.arena import Arena, process_arena
+from zmqtasks.transports.shm.arena import Arena
 from zmqtasks.transports.shm.comm import LEND_BYTES
 from zmqtasks.transports.shm.leases import live_leases
+from zmqtasks.transports.shm.own_arena import process_arena
 
 LEASES = max(4000, int(os.environ.get("ZMQTASKS_FUZZ_LEASES", "0")) // 20)
 

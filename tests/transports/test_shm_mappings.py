@@ -10,9 +10,10 @@ from zmqtasks.protocol.frames import KIB, MIB
 from zmqtasks.testing.comms import Recorder, wait_until
 from zmqtasks.testing.conformance_base import ConformanceBase
 from zmqtasks.transports.base import Comm
-from zmqtasks.transports.shm.arena import FILE_NAME, process_arena
+from zmqtasks.transports.shm.arena import FILE_NAME
 from zmqtasks.transports.shm.leases import live_leases
 from zmqtasks.transports.shm.mappings import KEPT_FROM_BYTES, KEPT_MAPPINGS
+from zmqtasks.transports.shm.own_arena import process_arena
 
 
 def private_mappings() -> int:

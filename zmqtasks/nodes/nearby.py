@@ -45,7 +45,7 @@ def bound_arena(config: Config, memory_limit_bytes: int = 0) -> None:
     """
     if sys.platform != "linux" or not config.shared_memory or not (config.shared_memory_bytes or memory_limit_bytes):
         return
-    from zmqtasks.transports.shm.arena import process_arena
+    from zmqtasks.transports.shm.own_arena import process_arena
 
     wanted = config.shared_memory_bytes
     if wanted and wanted < SMALLEST_BYTES:

@@ -56,19 +56,19 @@ class MessageTests(ConformanceBase):
                 here, there = Recorder(ours), Recorder(theirs)
                 lock = threading.Lock()  # as whoever sends has it
 
-                def send_by_thread(number: int) -> None:
-                    size = (number * 7919) % 700 if number % 50 else 3 * MIB
-                    message = [b"thread %6d" % number + bytes(size)]
-                    while True:
+                def send_by_thread() -> None:
+                    number = 0
+                    while number < 1000:
                         with lock:
                             if ours.ready_for_direct:
-                                ours.send_direct(message)
-                                return
+                                size = (number * 7919) % 700 if number % 50 else 3 * MIB
+                                ours.send_direct([b"thread %6d" % number + bytes(size)])
+                                number += 1
                         time.sleep(0)
 
                 if not ours.ready_for_direct:
                     pytest.skip("this transport sends from its own loop only")
-                thread = asyncio.create_task(asyncio.to_thread(lambda: [send_by_thread(n) for n in range(1000)]))
+                thread = asyncio.create_task(asyncio.to_thread(send_by_thread))
                 for number in range(2000):
                     with lock:
                         ours.send([b"loop   %6d" % number])

@@ -20,7 +20,7 @@ def resident_bytes() -> int:
         import psutil
 
         return int(psutil.Process().memory_info().rss)
-    from zmqtasks.transports.shm.arena import lent_bytes
+    from zmqtasks.transports.shm.own_arena import lent_bytes
 
     return (int(resident) - int(shared)) * _PAGE_BYTES + lent_bytes()
 

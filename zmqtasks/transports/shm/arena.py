@@ -30,10 +30,10 @@ import time
 import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
-from pathlib import Path
 
-from zmqtasks.protocol.frames import GIB, MIB, Buffer
+from zmqtasks.protocol.frames import MIB, Buffer
 from zmqtasks.transports.shm import native
+from zmqtasks.transports.shm.free_ranges import FreeRanges
 from zmqtasks.transports.shm.native import PAGE_BYTES
 
 _log = logging.getLogger(__name__)
@@ -52,8 +52,6 @@ _MAPPED_BLOCK_BYTES = 128 * MIB
 _MAPPED_BYTES = 4 * MIB
 """Mapped in one go, in about 1 ms."""
 
-_MEMORY_SHARE = 4
-_SMALLEST_LIMIT_BYTES = 64 * MIB
 _SIZES_PER_DOUBLING = 8
 """Sizes of blocks: 12.5 % may be left over, of addresses only, as what is not written takes no memory."""
 
@@ -91,7 +89,7 @@ class Arena:
         self._memory = memoryview(native.memory_at(self._address, self.size)).cast("B")
         self._lock = threading.Lock()
         self._inside = 0  # the thread that has the lock
-        self._new: list[tuple[int, int]] = [(0, self.size)]  # offset and size of what has no pages, sorted
+        self._new = FreeRanges(self.size)  # what has no pages
         self._warm: dict[int, list[Block]] = {}  # by size; the last one was returned last
         self._warm_bytes = 0
         self._resident = 0
@@ -100,9 +98,9 @@ class Arena:
         self._own_blocks: list[tuple[int, Block]] = []  # the same, sorted by offset
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # by id of the frame, the last used one last
         self._kept_bytes = 0
-        # What others, finalizers among them, have let go of; taken up inside the lock.
         self.copied_bytes = 0
         """What has been copied into it so far."""
+        # What others, finalizers among them, have let go of; taken up inside the lock.
         self._dropped: deque[Block] = deque()
         self._released: deque[Block] = deque()
         self._unmapped: deque[Block] = deque()
@@ -361,16 +359,10 @@ class Arena:
         while self._resident + size_bytes > self.limit_bytes:
             if not self._cool_one():
                 return None
-        while True:
-            for index, (offset, room) in enumerate(self._new):
-                if room >= size:
-                    if room == size:
-                        del self._new[index]
-                    else:
-                        self._new[index] = (offset + size, room - size)
-                    return Block(offset, size)
+        while (offset := self._new.take(size)) is None:
             if not self._cool_one():
                 return None
+        return Block(offset, size)
 
     def _cool_one(self) -> bool:
         """Gives one free block back, or makes one free by forgetting a copy; False: there is none."""
@@ -397,15 +389,7 @@ class Arena:
         except OSError as exc:
             _log.warning("memory of the arena could not be given back: %s", exc)
             return  # neither used again nor counted as free
-        index = bisect.bisect_left(self._new, (block.offset, 0))
-        offset, size = block.offset, block.size
-        if index < len(self._new) and self._new[index][0] == offset + size:
-            size += self._new.pop(index)[1]
-        if index and sum(self._new[index - 1]) == offset:
-            index -= 1
-            before = self._new.pop(index)
-            offset, size = before[0], before[1] + size
-        self._new.insert(index, (offset, size))
+        self._new.give_back(block.offset, block.size)
 
 
 class _FrameRef(weakref.ref[memoryview]):
@@ -434,49 +418,5 @@ def block_size(size_bytes: int) -> int:
     return size_bytes + -size_bytes % step
 
 
-def default_limit_bytes() -> int:
-    """A quarter of the memory of this machine, or of this process's control group where that has less."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            memory = min(memory, int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return max(memory // _MEMORY_SHARE, _SMALLEST_LIMIT_BYTES)
-
-
 def _offset(entry: tuple[int, Block]) -> int:
     return entry[0]
-
-
-_arena: Arena | None = None
-_tried = False
-_making = threading.Lock()
-
-
-def process_arena() -> Arena | None:
-    """The arena of this process, made when first asked for; None where the system does not give one."""
-    global _arena, _tried
-    with _making:
-        if not _tried:
-            _tried = True
-            limit = default_limit_bytes()
-            try:
-                _arena = Arena(limit, max(4 * limit, 4 * GIB))
-            except OSError as exc:
-                _log.warning("no shared memory for large messages, which go through the socket instead: %s", exc)
-        return _arena
-
-
-def lent_bytes() -> int:
-    """Memory that this process's arena takes, if it has one."""
-    return _arena.resident_bytes if _arena is not None else 0
-
-
-def _forget_after_fork() -> None:
-    """A child has no business with blocks that its parent lends."""
-    global _arena, _tried, _making
-    _arena, _tried, _making = None, False, threading.Lock()
-
-
-os.register_at_fork(after_in_child=_forget_after_fork)

@@ -14,9 +14,9 @@ import socket
 
 from zmqtasks.errors import ConnectError
 from zmqtasks.transports.base import Capabilities, LinkSettings
-from zmqtasks.transports.shm.arena import process_arena
 from zmqtasks.transports.shm.channel import Channel, greet, take_greeting_untrusted
 from zmqtasks.transports.shm.comm import ShmComm
+from zmqtasks.transports.shm.own_arena import process_arena
 from zmqtasks.transports.stream_comm import StreamComm
 from zmqtasks.transports.unix import UnixTransport
 

@@ -164,8 +164,23 @@ def _client_of(worker: Any, timeout: float | str | None) -> Client:
                 worker=worker.instance_id,
             )
             _task_clients[address] = client
+            departures = sys.modules[_CONTEXT].departures
+            if _worker_left not in departures:
+                departures.append(_worker_left)
             _tell_dask()
         return client
+
+
+def _worker_left(worker: Any) -> None:
+    """With the last worker of a cluster in this process goes the client of its tasks."""
+    address: str = worker.scheduler_address
+    if any(other.scheduler_address == address for other in sys.modules[_CONTEXT].workers):
+        return
+    with _lock:
+        client = _task_clients.pop(address, None)
+    if client is not None:
+        _tell_dask()
+        threading.Thread(target=client.close, name="zmqtasks-closing", daemon=True).start()
 
 
 _connecting = threading.Lock()

@@ -13,7 +13,7 @@ dask = pytest.importorskip("dask", reason="needs the extra `dask`")
 from dask._task_spec import Alias, DataNode, Dict, List, Set, Task, TaskRef, Tuple, fuse_linear_task_spec  # noqa: E402
 from dask_graphs import add, fail_with, inc, note  # noqa: E402
 
-from zmqtasks import Client, Future, futures_of, wait  # noqa: E402
+from zmqtasks import Client, Future, LocalCluster, futures_of, get_client, wait  # noqa: E402
 from zmqtasks.errors import ConfigError  # noqa: E402
 from zmqtasks.integrations.dask import scheduler  # noqa: E402
 from zmqtasks.integrations.dask.lowering import MAX_DEPTH, Lowering  # noqa: E402
@@ -200,6 +200,18 @@ def test_compute_gives_futures(client):
     assert client.compute(a, sync=True) == 2
     assert client.compute({"k": [a, b]}).result() == {"k": [2, 3]}
     assert client.submit(inc, client.compute(a)).result() == 3
+
+
+def ask_in_a_task() -> int:
+    return get_client().submit(inc, 1).result()
+
+
+def test_the_configuration_goes_with_the_clients_of_tasks_too():
+    before = dask.config.get("scheduler", None)
+    with LocalCluster(processes=False, n_workers=2) as cluster, Client(cluster) as client:
+        assert client.submit(ask_in_a_task).result() == 2
+        assert dask.config.get("scheduler", None) is not None
+    assert dask.config.get("scheduler", None) is before
 
 
 def test_the_configuration_goes_with_the_client(inprocess_cluster):

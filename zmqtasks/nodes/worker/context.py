@@ -9,7 +9,7 @@ import logging
 import threading
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from types import TracebackType
@@ -45,6 +45,9 @@ output_is_local = True
 
 workers: weakref.WeakSet[WorkerNode] = weakref.WeakSet()
 """Worker nodes of this process."""
+
+departures: list[Callable[[WorkerNode], None]] = []
+"""Called when one of them ends, after it has left `workers`; must not wait."""
 
 
 def current_thread() -> TaskThread | None:

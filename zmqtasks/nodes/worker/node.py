@@ -234,6 +234,8 @@ class WorkerNode:
 
     def _quiet(self) -> None:
         context.workers.discard(self)
+        for call in context.departures:
+            call(self)
         for timer in self._timers.values():
             timer.cancel()
         self._timers.clear()

@@ -209,7 +209,8 @@ def test_an_actor_that_is_busy_can_be_passed_on(client, tmp_path):
 
 
 def test_actors_call_each_other(client):
-    first, second = client.gather(client.map(Counter, [0, 100], actor=True))
+    places = zip((0, 100), client.nthreads(), strict=True)
+    first, second = client.gather([client.submit(Counter, n, workers=[place], actor=True) for n, place in places])
     assert first.where().result()[1] != second.where().result()[1]
     first.hold(second).result()
     assert first.ask_held(5).result() == 105

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 
 import numpy as np
 
@@ -112,3 +114,39 @@ class TestMappings(ConformanceBase):
             await wait_until(lambda: private_mappings() == before, "the last mapping is left over")
 
         self.run(test())
+
+
+_FORKING = """
+import os, sys, threading, time
+from zmqtasks.transports.shm import housekeeping
+from zmqtasks.transports.shm.own_arena import process_arena
+
+def use(arena):
+    block = arena.take(2 << 20)
+    arena.fill(block, 0, memoryview(b"x" * (2 << 20)))
+    arena.filled(block)
+    arena.release(block)
+    housekeeping.look_after(arena)
+    deadline = time.monotonic() + 20
+    while arena.unmapped and time.monotonic() < deadline:  # the thread has it to do
+        time.sleep(0.01)
+    keepers = [t for t in threading.enumerate() if t.name == "zmqtasks-arena"]
+    return len(keepers) == 1 and not arena.unmapped
+
+parent = process_arena()
+assert use(parent)
+if child := os.fork():
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert process_arena() is parent and use(parent)
+    print("both")
+else:
+    assert not [t for t in threading.enumerate() if t.name == "zmqtasks-arena"]
+    own = process_arena()
+    os._exit(0 if own is not None and own is not parent and use(own) else 1)
+"""
+
+
+def test_a_forked_child_keeps_house_for_itself() -> None:
+    """It has an arena and a thread of its own; those of the parent go on."""
+    done = subprocess.run([sys.executable, "-c", _FORKING], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("both\n", "", 0)

@@ -8,7 +8,7 @@ clock, draws a random number, or opens a payload.
 
 The rules are in the modules beside this one: `lifecycle` (tasks), `placement` (who runs what), `data` (bytes that clients give,
 whereabouts), `membership` (who is there), `errands` (function calls, restarts), `plugins` (what every worker has to have),
-`coordination` (semaphores, events), `queries`.
+`coordination` (what clients share by name), `queries`.
 """
 
 from __future__ import annotations

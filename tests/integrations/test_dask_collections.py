@@ -18,6 +18,7 @@ import pandas as pd  # noqa: E402
 from dask_graphs import fail_until, fail_with, inc, kill_once, note, pid, wait_for_file  # noqa: E402
 
 from zmqtasks import Client, LocalCluster, as_completed, futures_of, progress, wait  # noqa: E402
+from zmqtasks.errors import ConfigError  # noqa: E402
 from zmqtasks.integrations.dask import submission  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore:The inplace keyword")  # dask's own calls of pandas
@@ -204,3 +205,29 @@ def test_an_asynchronous_client(process_cluster):
     import asyncio
 
     asyncio.run(use_it(process_cluster))
+
+
+def test_persisted_frames_of_two_clusters_are_two(inprocess_cluster, process_cluster):
+    """dask takes equal expressions for the same object, and the keys of two clusters are alike."""
+    given = table()
+    with Client(inprocess_cluster):
+        first = dd.from_pandas(given, npartitions=2).persist()
+        assert len(first) == 1_000
+    with Client(process_cluster) as client:
+        second = dd.from_pandas(given, npartitions=2).persist()
+        assert second._name != first._name
+        assert len(second) == 1_000
+        assert {future.client for future in futures_of(second)} == {client}
+        with pytest.raises(ConfigError, match="belongs to a client that is closed"):
+            len(first)
+
+
+def test_futures_of_another_cluster_are_refused(inprocess_cluster, process_cluster):
+    with Client(inprocess_cluster) as other, Client(process_cluster) as client:
+        future = other.submit(inc, 1)
+        with pytest.raises(ConfigError, match="belongs to a client of the cluster at inproc"):
+            client.compute(dask.delayed(inc)(future))
+        assert other.compute(dask.delayed(inc)(future)).result(timeout=20) == 3
+    with Client(process_cluster) as one, Client(process_cluster) as same:
+        future = one.submit(inc, 1)
+        assert same.compute(dask.delayed(inc)(future)).result(timeout=20) == 3

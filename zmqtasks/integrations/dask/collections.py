@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterable, Mapping
 from typing import Any
+from uuid import uuid4
 
 import dask.base
 from dask._expr import FinalizeCompute
@@ -11,6 +13,7 @@ from dask._task_spec import GraphNode
 from dask.base import collections_to_expr, get_annotations, is_dask_collection
 from dask.core import flatten
 from dask.delayed import delayed
+from dask.tokenize import normalize_token
 
 from zmqtasks.client import Client, task_options
 from zmqtasks.errors import ConfigError
@@ -93,6 +96,18 @@ def persist(
 def futures_in(collection: Any) -> list[Future[Any]]:
     """Futures that the graph of a collection holds."""
     return [value for value in map(_value, collection.__dask_graph__().values()) if isinstance(value, Future)]
+
+
+_owners: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
+"""A name for each client of this process that had a future in a collection."""
+
+
+def _token_of(future: Future[Any]) -> tuple[str, str, Any]:
+    """What dask tells futures apart by. It takes equal expressions for the same, and keys of two clients may be equal."""
+    return "zmqtasks.Future", _owners.setdefault(future._node, uuid4().hex), future._state.key
+
+
+normalize_token.register(Future, _token_of)
 
 
 def _value(node: Any) -> Any:

@@ -89,7 +89,7 @@ class GraphSubmission:
         self._named = named
         self._default = default
         self._options = options
-        self._futures: dict[Any, Future[Any]] = {k: v for k, v in graph.items() if type(v) is Future}
+        self._futures: dict[Any, Future[Any]] = {k: self._checked(v) for k, v in graph.items() if type(v) is Future}
         for future in list(self._futures.values()):
             self._futures.setdefault(future.key, future)
         if any(not isinstance(node, GraphNode) for node in graph.values()):
@@ -145,7 +145,7 @@ class GraphSubmission:
             if node is None:
                 raise KeyError(f"the graph has no key {key!r}, and there is no future of it")
             if type(node) is DataNode and type(node.value) is Future:
-                self._futures[key] = node.value
+                self._futures[key] = self._checked(node.value)
                 self._wire[key] = node.value._state.key
                 continue
             needed[key] = node
@@ -156,6 +156,16 @@ class GraphSubmission:
         for node in needed.values():
             self._uses.update(node.dependencies)
         return needed
+
+    def _checked(self, future: Future[Any]) -> Future[Any]:
+        """A future that the scheduler knows: the keys of another cluster may be those of other tasks here."""
+        owner = future._node
+        if owner is not self._node and (owner.ended or owner.address != self._node.address):
+            where = "that is closed" if owner.ended else f"of the cluster at {owner.address}"
+            raise ConfigError(
+                f"{future!r} is in the graph, and belongs to a client {where}: compute it with its own client"
+            )
+        return future
 
     def _exists(self, key: Any, names: set[str]) -> bool:
         """Whether a task or data of this key is on the cluster; it is kept from now on."""
@@ -276,7 +286,7 @@ class GraphSubmission:
             return self._values[key] if key in self._values else place((False, key))
 
         def future(value: Future[Any]) -> KeyRef:
-            return place((True, value._state.key))
+            return place((True, self._checked(value)._state.key))
 
         def literal(value: Any) -> Any:
             if type(value) in SCALARS and not encoder.is_bulky(value):

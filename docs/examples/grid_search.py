@@ -15,8 +15,8 @@ from sklearn.svm import SVC
 from zmqtasks import Client
 
 images, labels = load_digits(return_X_y=True)
-images, labels = images[: size(500, 1_797)] / 16, labels[: size(500, 1_797)]
-grid = {"C": [0.1, 1.0, 10.0, 100.0], "gamma": np.geomspace(0.001, 1, size(4, 16)).tolist()}
+images, labels = images[: size(300, 1_797)] / 16, labels[: size(300, 1_797)]
+grid = {"C": [0.1, 1.0, 10.0], "gamma": np.geomspace(0.001, 1, size(4, 16)).tolist()}
 
 # %% [markdown]
 # ## The search

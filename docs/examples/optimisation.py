@@ -17,7 +17,7 @@ from engines import WORKERS, compare, size
 import zmqtasks
 from zmqtasks import Client
 
-STEPS = size(2_000, 20_000)
+STEPS = size(15_000, 200_000)
 TRUTH = (4.2, 0.35)
 
 # %% [markdown]

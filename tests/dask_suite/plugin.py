@@ -23,6 +23,7 @@ import pytest
 
 from zmqtasks import Client, LocalCluster
 from zmqtasks.integrations.dask import scheduler as zmqtasks_scheduler
+from zmqtasks.integrations.dask.defaults import SETTINGS
 
 DISTRIBUTED = os.environ.get("ZMQTASKS_SUITE_ENGINE", "zmqtasks") == "distributed"
 PROCESSES = bool(os.environ.get("ZMQTASKS_SUITE_PROCESSES"))
@@ -82,6 +83,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.xfail(reason=reason, strict=certain))
 
 
+_settings: dict[str, Any] = {}
+"""What the client has put into dask's configuration."""
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Fixtures of distributed that some tests use put dask's whole configuration back to what it was when it was imported."""
+    if _settings and dask.config.get("scheduler", None) is None:
+        dask.config.set(_settings)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def session_client() -> Iterator[Any]:
     """The client that everything computes on."""
@@ -96,4 +107,5 @@ def session_client() -> Iterator[Any]:
             yield client
         return
     with LocalCluster(**workers) as cluster, Client(cluster) as client:
+        _settings.update({name: dask.config.get(name) for name in ("scheduler", *SETTINGS)})
         yield client

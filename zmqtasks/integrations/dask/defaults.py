@@ -16,7 +16,7 @@ from dask.base import _ensure_not_async
 from zmqtasks import sessions
 from zmqtasks.integrations.dask import collections, locks
 
-_SETTINGS: dict[str, Any] = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
+SETTINGS: dict[str, Any] = {"dataframe.shuffle.method": "tasks", "array.rechunk.method": "tasks"}
 """dask would shuffle through a disk that all share, or by the p2p method of dask.distributed. What the user has set stays."""
 
 
@@ -64,7 +64,7 @@ def refresh() -> None:
             _replaced["scheduler"] = dask.config.get("scheduler", None)
             dask.config.set({"scheduler": scheduler})
             locks.install()
-            for name, value in _SETTINGS.items():
+            for name, value in SETTINGS.items():
                 if dask.config.get(name, None) is None:
                     _replaced[name] = None
                     dask.config.set({name: value})
@@ -73,6 +73,6 @@ def refresh() -> None:
             _replaced.clear()
             locks.uninstall()
             for name, value in before.items():
-                ours = scheduler if name == "scheduler" else _SETTINGS[name]
+                ours = scheduler if name == "scheduler" else SETTINGS[name]
                 if dask.config.get(name, None) is ours or dask.config.get(name, None) == ours:
                     dask.config.set({name: value})

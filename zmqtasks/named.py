@@ -155,9 +155,8 @@ class SharedValue:
 
     def __init__(self, client: Client, value: Any, title: str) -> None:
         limit = client._node.config.shared_value_bytes
-        size = getattr(value, "nbytes", 0)
-        if isinstance(size, int) and size > limit and hasattr(value, "__array_interface__"):  # not worth to be pickled
-            raise too_large(title, size, limit)
+        if hasattr(type(value), "__array_interface__") and value.nbytes > limit:  # not worth to be pickled
+            raise too_large(title, value.nbytes, limit)
         with collect_references() as keys:
             self.data = serialize_inline(value)
         self.keys: list[Key] = list(dict.fromkeys(keys))

@@ -116,12 +116,12 @@ def test_who_asks_for_a_key_that_is_no_more_hears_why():
     assert lives(cluster, "x")  # only for that client
     cluster.to_client(ops.CancelTasks(["x"], True, "enough"))
     assert not lives(cluster, "x")
-    cluster.machine.receive(b.state, [ops.WantKeys(["x", "never", "y"])], cluster.now)
+    cluster.machine.receive(b.state, [ops.WantKeys(["x", "never", "y", "z"])], cluster.now)
     told = [op for op in b.state.outbox.take() if isinstance(op, ops.KeysCancelled)]
     assert [(op.keys, op.reason, op.kind) for op in told] == [
         (["x"], "enough", "CancelledError"),
         (["never"], "unknown to the scheduler: released or cancelled", "LostDataError"),
-        (["y"], "unknown to the scheduler: released or cancelled", "LostDataError"),
+        (["y", "z"], "unknown to the scheduler: released or cancelled", "LostDataError"),
     ]
     cluster.submit(key="x")  # a new task of that name
     a.send(ops.SetValue(2, "variable", "v", b"2", ["x"]))

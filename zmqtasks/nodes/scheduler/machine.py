@@ -261,9 +261,12 @@ class SchedulerMachine:
                 unknown.append(key)
             else:
                 self.lifecycle.want(client, ts)
-        for key in unknown:
-            fate = self.coordination.kept.fate(key)
-            client.outbox.add(fate or ops.KeysCancelled([key], UNKNOWN, "LostDataError"))
+        fates = [fate for key in unknown if (fate := self.coordination.kept.fate(key)) is not None]
+        for fate in fates:
+            client.outbox.add(fate)
+        if len(fates) < len(unknown):
+            told = {key for fate in fates for key in fate.keys}
+            client.outbox.add(ops.KeysCancelled([key for key in unknown if key not in told], UNKNOWN, "LostDataError"))
 
     def _on_keep_tasks(self, client: ClientState, op: ops.KeepTasks) -> None:
         for key in op.keys:

@@ -60,7 +60,9 @@ def struct_fields(source: ast.Module) -> dict[str, dict[str, FieldText]]:
 
 def op_tables() -> str:
     """Every op with its tag, its directions and its fields."""
-    source = struct_fields(ast.parse(Path(ops.__file__).read_text(encoding="utf-8")))
+    source: dict[str, dict[str, FieldText]] = {}
+    for module in Path(ops.__file__).parent.glob("*.py"):
+        source |= struct_fields(ast.parse(module.read_text(encoding="utf-8")))
     directions: dict[type, list[str]] = {}
     for union, text in LINKS.items():
         for op in get_args(getattr(ops, union)):

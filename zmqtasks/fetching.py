@@ -98,9 +98,10 @@ def _by_node(futures: Sequence[Future[Any]]) -> list[tuple[ClientNode, list[Futu
 
 def _register(countdown: Countdown, node: ClientNode, states: Sequence[FutureState]) -> bool:
     """Whether there is something to wait for; then `countdown` is told of it."""
-    if countdown.eager and any(s.status is not PENDING and s.status is not FINISHED for s in states):
-        return False
     with node.lock:
+        # Inside: one that fails just before it is waited for would be missed, and the wait go on for the others.
+        if countdown.eager and any(s.status is not PENDING and s.status is not FINISHED for s in states):
+            return False
         countdown.remaining = add_waiter(countdown, states)
         return countdown.remaining > 0
 

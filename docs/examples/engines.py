@@ -95,7 +95,7 @@ def _distributed_cluster() -> Iterator[None]:
                 n_workers=WORKERS,
                 threads_per_worker=1,
                 dashboard_address=":0",  # else a warning where there is one already
-                silence_logs=logging.ERROR,
+                silence_logs=logging.CRITICAL,  # its workers complain when they are closed in the middle of a heartbeat
             ) as cluster,
             distributed.Client(cluster),
         ):

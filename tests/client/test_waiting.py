@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import concurrent.futures
 import gc
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from zmqtasks import CancelledError, Client, Future, TaskTimeoutError, as_completed, futures_of, progress, wait
 from zmqtasks.errors import ConfigError
 from zmqtasks.fetching import parse_timeout
+from zmqtasks.protocol.ops import ErrorInfo, KeysErred
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -189,3 +192,39 @@ def test_futures_of(client: Client) -> None:
 )
 def test_times(text: Any, seconds: float | None) -> None:
     assert parse_timeout(text) == seconds
+
+
+def test_a_failure_at_the_beginning_of_a_wait_is_not_missed(client: Client, gate: Path) -> None:
+    """It comes when `gather` has seen that it is still pending, and has not begun to wait."""
+    slow, bad = client.submit(tasks.wait_for, str(gate)), client.submit(tasks.wait_for, str(gate))
+    node, raised = client._node, []
+
+    def gather() -> None:
+        try:
+            client.gather([slow, bad])
+        except BaseException as exc:
+            raised.append(exc)
+
+    thread = threading.Thread(target=gather)
+    with node.lock:  # where the thread has to stop
+        thread.start()
+        deadline = time.monotonic() + 20
+        while "_register" not in names_of_frames(thread) and time.monotonic() < deadline:
+            time.sleep(0.001)
+        node.machine.receive([KeysErred([bad._state.key], ErrorInfo("exception", "ValueError: no"))])
+    thread.join(20)
+    alive = thread.is_alive()
+    gate.touch()
+    thread.join(20)
+    assert not alive
+    assert len(raised) == 1
+
+
+def names_of_frames(thread: threading.Thread) -> set[str]:
+    """The functions in which a thread is."""
+    names = set()
+    frame = sys._current_frames().get(thread.ident or 0)
+    while frame is not None:
+        names.add(frame.f_code.co_name)
+        frame = frame.f_back
+    return names

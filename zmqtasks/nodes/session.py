@@ -195,6 +195,21 @@ class Channel:
         self._lock.release()
         return False
 
+    def send_taken(self, take: Callable[[], Sequence[Op]]) -> bool:
+        """As `begin_direct`, then `send_direct` of what `take` gives, for the main thread, which an interrupt may end anywhere.
+
+        An interrupt between a lock's `acquire` and the `try` behind it would leave it locked for ever; `with` has no such gap.
+        """
+        if self._closing or self._lock.locked():
+            return False
+        with self._lock:
+            comm = self._comm
+            if comm is None or not comm.ready_for_direct:
+                return False
+            if ops := take():
+                self._send_locked(ops, direct=True)
+            return True
+
     def send_direct(self, ops: Sequence[Op]) -> None:
         """Sends a batch after `begin_direct` was true; no ops: nothing is sent after all."""
         try:

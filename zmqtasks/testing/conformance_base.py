@@ -62,7 +62,7 @@ class ConformanceBase:
     sends_huge_frames: ClassVar[bool] = True
     """False leaves out a frame of more than 4 GiB, which takes long; for a second subclass of a transport."""
 
-    stranger_timeout_s: ClassVar[float] = 5.0
+    stranger_timeout_s: ClassVar[float] = 15.0
     """A listener hangs up within this on bytes that are not its protocol."""
 
     memory_slack_bytes: ClassVar[int] = 96 << 20

@@ -249,28 +249,21 @@ class ClientNode:
     def _flush_directly(self) -> bool:
         """Sends from the calling thread; False when that can't be done now."""
         channel = self.channel
-        if channel is None or self.ended or self._flush_due or not self.lock.acquire(blocking=False):
+        if channel is None or self.ended or self._flush_due or self.lock.locked():
             return False
-        try:
-            if not channel.begin_direct():
-                return False
-            ops: list[Op] = []
-            try:
-                self.machine.collect_dropped()
-                ops = self.machine.take()
-                self._unflushed_bytes = 0
-            finally:
-                channel.send_direct(ops)
-            return True
-        finally:
-            self.lock.release()
+        with self.lock:
+            return channel.send_taken(self._take)
+
+    def _take(self) -> list[Op]:
+        self.machine.collect_dropped()
+        ops = self.machine.take()
+        self._unflushed_bytes = 0
+        return ops
 
     def _flush(self) -> None:
         self._flush_due = False
         with self.lock:
-            self.machine.collect_dropped()
-            ops = self.machine.take()
-            self._unflushed_bytes = 0
+            ops = self._take()
             error = self._send(ops) if ops else None
         if error is not None:
             self._failed(error)

@@ -184,6 +184,7 @@ def test_an_iteration_that_is_given_up_cancels_the_rest(client: Client, gate: Pa
         assert next(results) == 0
         results.close()  # type: ignore[attr-defined]
         assert not pool._mapped
+        client.run(int)  # it follows the cancellations to the workers, on the same links
         gate.touch()
     assert client.submit(tasks.inc, 1).result(10) == 2
     assert sum(marker.exists() for marker in markers) <= 5  # the first one, and those that were running

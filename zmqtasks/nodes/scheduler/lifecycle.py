@@ -207,7 +207,7 @@ class Lifecycle(Recovering):
                 and ts.rare is None
             ):
                 # the end of most tasks of a map, without the general walk: MEMORY -> FORGOTTEN
-                holder.outbox.drop(key)
+                holder.outbox.drop(key, ts.size)
                 holder.stored_keys -= 1
                 holder.stored_bytes -= ts.size
                 if ts.inline is not None:
@@ -351,13 +351,13 @@ class Lifecycle(Recovering):
         # It had finished before `CancelRuns` came, if that was sent, and is kept there.
         key = ts.key if ts is not None else worker.abandoned.pop(run_id, None)
         if key is not None:
-            self._drop_stray(worker, key)
+            self._drop_stray(worker, key, size)
 
-    def _drop_stray(self, worker: WorkerState, key: Key) -> None:
+    def _drop_stray(self, worker: WorkerState, key: Key, size: int) -> None:
         """A worker holds a value that is not counted on, unless it has (or makes) the one of a later attempt."""
         ts = self.state.tasks.get(key)
         if ts is None or not (ts.held_by(worker) or ts.worker is worker):
-            worker.outbox.drop(key)
+            worker.outbox.drop(key, size)
 
     def adopt(self, worker: WorkerState, ts: TaskState, size: int, value: bytes | None = None) -> None:
         """A worker holds a value that is being waited for otherwise."""

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FREE_AT_ONCE = 256
 """So many values to drop are worth a message of their own; fewer wait for one that goes anyway, 20 ms at most: a message wakes the
 worker in the middle of whatever it does (`bench.tasks latency`)."""
+FREE_AT_ONCE_BYTES = 1 << 20
+"""So many bytes are worth one too: who has lent or stored them can use that memory, still warm, for what comes next."""
 _NOTHING: list[Any] = []
 """Stands for lists of an outbox at rest; nothing is ever added to it."""
 
@@ -125,12 +127,13 @@ class _ComputeColumns:
 class WorkerOutbox(Outbox):
     """Ops for a worker: what is to be dropped, then single ops in order, then new tasks with their functions and inputs."""
 
-    __slots__ = ("_compute", "_functions", "_inputs", "_lazy", "_ops", "_peers", "free")
+    __slots__ = ("_compute", "_functions", "_inputs", "_lazy", "_ops", "_peers", "free", "free_bytes")
 
     def __init__(self, session: bytes, dirty: list[Outbox], lazy: list[WorkerOutbox]) -> None:
         super().__init__(session, dirty)
         self._lazy = lazy
         self.free: list[Key] = _NOTHING
+        self.free_bytes = 0
         self._functions: list[FunctionRecord] = []
         self._peers: list[WorkerState] = []
 
@@ -145,13 +148,15 @@ class WorkerOutbox(Outbox):
             self.mark()
         self._ops.append(op)
 
-    def drop(self, key: Key) -> None:
+    def drop(self, key: Key, size_bytes: int) -> None:
         """The worker is to drop a value: with the next message to it, or when the node collects what is left (`lazy`)."""
         if not self.free:
             self.free = []
+            self.free_bytes = 0
             self._lazy.append(self)
         self.free.append(key)
-        if len(self.free) >= FREE_AT_ONCE and not self.marked:
+        self.free_bytes += size_bytes
+        if (self.free_bytes >= FREE_AT_ONCE_BYTES or len(self.free) >= FREE_AT_ONCE) and not self.marked:
             self.mark()
 
     def drop_now(self) -> None:

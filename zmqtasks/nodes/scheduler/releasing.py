@@ -52,7 +52,7 @@ class Releasing:
 
     def _drop_value(self, ts: TaskState, stack: list[TaskState]) -> None:
         for worker in ts.holders():
-            worker.outbox.drop(ts.key)
+            worker.outbox.drop(ts.key, ts.size)
             worker.stored_keys -= 1
             worker.stored_bytes -= ts.size
         if ts.rare is not None and ts.rare.home is not None and makes_actor(ts):

@@ -268,9 +268,8 @@ class Client(Connection):
         self._check_started()
         copies = -1 if broadcast is True else max(1, int(broadcast))
         prepared = scattering.prepare(self._node, data, hash)
-        return self._sync(
-            scattering.scatter(self._node, prepared, worker_names(workers), copies, parse_timeout(timeout))
-        )
+        names, timeout_s = worker_names(workers), parse_timeout(timeout)
+        return self._sync(lambda: scattering.scatter(self._node, prepared, names, copies, timeout_s))
 
     # Steering
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import platform
 import sys
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from zmqtasks.errors import ConfigError, NoWorkerError, TaskTimeoutError, ZmqTasksError
@@ -13,6 +14,7 @@ from zmqtasks.fetching import await_on, parse_timeout, run_on, task_waiting
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
 from zmqtasks.nodes.client.failures import error_to_exception
+from zmqtasks.nodes.client.loop import Work
 from zmqtasks.nodes.client.names import UserKey, to_user, to_wire
 from zmqtasks.nodes.client.node import QueryError
 from zmqtasks.plugins import PluginRegistry
@@ -35,12 +37,12 @@ class ClusterView(PluginRegistry):
     def _called_asynchronously(self) -> bool:
         raise NotImplementedError
 
-    def _sync(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _sync(self, work: Work[Any]) -> Any:
         """Runs a coroutine of the node: waits for it here, or gives it to an asynchronous caller."""
         if self._called_asynchronously():
-            return await_on(self._node, coroutine)
+            return await_on(self._node, work())
         with task_waiting():
-            return run_on(self._node, coroutine)
+            return run_on(self._node, work)
 
     # Who holds what
 
@@ -50,7 +52,7 @@ class ClusterView(PluginRegistry):
         >>> client.who_has([future])
         {'inc-1.1': ['tcp://127.0.0.1:40123']}
         """
-        return self._sync(self._who_has(futures))
+        return self._sync(lambda: self._who_has(futures))
 
     async def _who_has(self, futures: Any) -> dict[UserKey, list[str]]:
         found = await self._ask("who_has", keys=_keys_of(futures))
@@ -62,11 +64,11 @@ class ClusterView(PluginRegistry):
         >>> client.has_what()
         {'tcp://127.0.0.1:40123': ['inc-1.1']}
         """
-        return self._sync(self._keys_by_worker("has_what", workers))
+        return self._sync(lambda: self._keys_by_worker("has_what", workers))
 
     def processing(self, workers: Any = None) -> Any:
         """The keys of the tasks that each worker has been given, by address."""
-        return self._sync(self._keys_by_worker("processing", workers))
+        return self._sync(lambda: self._keys_by_worker("processing", workers))
 
     async def _keys_by_worker(self, what: str, workers: Any) -> dict[str, list[UserKey]]:
         found = await self._ask(what, workers=worker_names(workers))
@@ -74,7 +76,7 @@ class ClusterView(PluginRegistry):
 
     def nbytes(self, keys: Any = None, summary: bool = False) -> Any:
         """The size of each result in bytes, by key; with `summary`, by the name of the tasks."""
-        return self._sync(self._nbytes(keys, summary))
+        return self._sync(lambda: self._nbytes(keys, summary))
 
     async def _nbytes(self, keys: Any, summary: bool) -> dict[UserKey, int]:
         found = await self._ask("nbytes", keys=_keys_of(keys))
@@ -88,7 +90,8 @@ class ClusterView(PluginRegistry):
 
     def story(self, *keys_or_futures: Any) -> Any:
         """What the scheduler remembers of these tasks: lines for people, to find out why something is slow or stuck."""
-        return self._sync(self._ask("story", keys=_keys_of(list(keys_or_futures))))
+        keys = _keys_of(list(keys_or_futures))
+        return self._sync(lambda: self._ask("story", keys=keys))
 
     # Who is there
 
@@ -98,7 +101,8 @@ class ClusterView(PluginRegistry):
         >>> client.nthreads()
         {'tcp://127.0.0.1:40123': 1, 'tcp://127.0.0.1:40124': 1}
         """
-        return self._sync(self._ask("nthreads", workers=worker_names(workers)))
+        names = worker_names(workers)
+        return self._sync(lambda: self._ask("nthreads", workers=names))
 
     ncores = nthreads
 
@@ -108,7 +112,7 @@ class ClusterView(PluginRegistry):
         >>> list(client.scheduler_info()["workers"])
         ['tcp://127.0.0.1:40123', 'tcp://127.0.0.1:40124']
         """
-        return self._sync(self._scheduler_info(n_workers))
+        return self._sync(lambda: self._scheduler_info(n_workers))
 
     async def _scheduler_info(self, n_workers: int = -1) -> dict[str, Any]:
         info: dict[str, Any] = await self._ask("scheduler_info")
@@ -124,7 +128,7 @@ class ClusterView(PluginRegistry):
         """
         if not isinstance(n_workers, int) or n_workers < 1:
             raise ConfigError(f"n_workers={n_workers!r}: wait for at least one")
-        return self._sync(self._wait_for_workers(n_workers, timeout))
+        return self._sync(lambda: self._wait_for_workers(n_workers, timeout))
 
     async def _wait_for_workers(self, n_workers: int, timeout: float | str | None) -> None:
         node = self._node
@@ -140,7 +144,7 @@ class ClusterView(PluginRegistry):
 
     def get_versions(self, check: bool = False, packages: Iterable[str] = ()) -> Any:
         """The versions of Python and of packages, here and on the workers; with `check`, raises when they differ."""
-        return self._sync(self._get_versions(check, tuple(packages)))
+        return self._sync(lambda: self._get_versions(check, tuple(packages)))
 
     async def _get_versions(self, check: bool, packages: tuple[str, ...]) -> dict[str, Any]:
         here = versions_here(packages)
@@ -174,10 +178,10 @@ class ClusterView(PluginRegistry):
         """
         if on_error not in ("raise", "return", "ignore"):
             raise ConfigError(f"on_error={on_error!r}: use 'raise', 'return' or 'ignore'")
-        coroutine = self._run(function, args, kwargs, workers, nanny, on_error)
+        work = partial(self._run, function, args, kwargs, workers, nanny, on_error)
         if wait:
-            return self._sync(coroutine)
-        self._node.loop.call_soon_threadsafe(lambda: self._node.keep_task(coroutine))
+            return self._sync(work)
+        self._node.loop.call_soon_threadsafe(lambda: self._node.keep_task(work()))
         return None
 
     async def _run(
@@ -213,7 +217,7 @@ class ClusterView(PluginRegistry):
 
         >>> client.restart()  # doctest: +SKIP
         """
-        return self._sync(self._restart(timeout, wait_for_workers))
+        return self._sync(lambda: self._restart(timeout, wait_for_workers))
 
     async def _restart(self, timeout: float | str | None, wait_for_workers: bool) -> ClusterView:
         limit_s = parse_timeout(timeout)

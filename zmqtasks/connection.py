@@ -73,7 +73,7 @@ class Connection(ClusterView, Publishing):
         loop_thread = shared_loop()
         try:
             node = self._make_node(address, security, loop_thread)
-            loop_thread.run(node.start(self._timeout_s or 0.0))
+            loop_thread.run(lambda: node.start(self._timeout_s or 0.0))
         except BaseException:
             self._close_owned()
             raise
@@ -195,7 +195,7 @@ class Connection(ClusterView, Publishing):
         sessions.closed(cast("Client", self))
         try:
             assert self._node.loop_thread is not None
-            self._node.loop_thread.run(self._node.close(), timeout_s)
+            self._node.loop_thread.run(self._node.close, timeout_s)
         except TimeoutError:  # the goodbye could not be sent: the scheduler notices
             pass
         finally:

@@ -127,17 +127,17 @@ class ClientExecutor(concurrent.futures.Executor):
             self._leave()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """No more calls are taken; with `wait`, returns when those that were given have ended.
+        """No more calls are taken; with `wait`, returns when those that were given have ended, and their callbacks.
 
         With `cancel_futures`, calls that no worker was given are cancelled; the others go on.
         """
         with self._changed:
             self._shut_down = True
             self._changed.wait_for(lambda: not self._entering)
-        unfinished = bool(self._given or self._mapped)
-        if unfinished and (wait or cancel_futures) and _in_loop_of(self._client):
+            unfinished = bool(self._mapped) or not all(wrapped.done() for wrapped in self._given)
+        if unfinished and (wait or cancel_futures) and _brings_results(self._client):
             raise RuntimeError(
-                "the event loop in which this would wait is the one that brings the results: use shutdown(wait=False), "
+                "this would wait in the event loop or the callback that brings the results: use shutdown(wait=False), "
                 "or await asyncio.to_thread(executor.shutdown)"
             )
         if unfinished and cancel_futures:
@@ -148,13 +148,17 @@ class ClientExecutor(concurrent.futures.Executor):
     def _wait_all(self) -> None:
         with self._changed:
             mapped = [future for batch in self._mapped for future in batch.pending()]
-            given = list(self._given)
+            # Not for one that this thread has cancelled, if this is a callback of it.
+            given = [wrapped for wrapped in self._given if wrapped.ender != threading.get_ident()]
         wait_settled(mapped)
         with task_waiting():
             concurrent.futures.wait(given)
+            if not self._client._node.callbacks.is_current():
+                with self._changed:
+                    self._changed.wait_for(lambda: self._given.keys().isdisjoint(given))
 
     def _cancel_queued(self) -> None:
-        given_to_workers = run_on(self._client._node, self._client._keys_by_worker("processing", None))
+        given_to_workers = run_on(self._client._node, lambda: self._client._keys_by_worker("processing", None))
         begun = {key for keys in given_to_workers.values() for key in keys}
         with self._changed:
             given = list(self._given)
@@ -184,9 +188,10 @@ class ClientExecutor(concurrent.futures.Executor):
         _exit.unfinished[wrapped] = self
 
     def forget(self, wrapped: _ExecutorFuture) -> None:
-        """A call has ended."""
+        """A call has ended, and its callbacks have."""
         with self._changed:
             self._given.pop(wrapped, None)
+            self._changed.notify_all()
         _exit.unfinished.pop(wrapped, None)
 
     def forget_mapped(self, mapped: _Mapped) -> None:
@@ -197,9 +202,12 @@ class ClientExecutor(concurrent.futures.Executor):
         _exit.unfinished.pop(mapped, None)
 
 
-def _in_loop_of(client: Client) -> bool:
+def _brings_results(client: Client) -> bool:
+    """Whether this thread must not wait for results of the client, because they would come by way of it."""
     node = client._node
-    return asyncio._get_running_loop() is node.loop or (node.loop_thread is not None and node.loop_thread.is_current())
+    if asyncio._get_running_loop() is node.loop or node.callbacks.is_current():
+        return True
+    return node.loop_thread is not None and node.loop_thread.is_current()
 
 
 class _Mapped:
@@ -265,6 +273,8 @@ class _ExecutorFuture(concurrent.futures.Future[Any]):
         self._followed: Future[Any] | None = None
         self._notifying = threading.Lock()
         self._notified = False
+        self.ender = 0
+        """The thread that ends it, and calls its callbacks."""
 
     @property
     def key(self) -> Any:
@@ -285,6 +295,7 @@ class _ExecutorFuture(concurrent.futures.Future[Any]):
     def cancel(self) -> bool:
         """Whether it could be cancelled: any call that has not ended can."""
         followed = self._followed
+        self.ender = threading.get_ident()
         if not super().cancel():
             return False
         if self._may_end() and followed is not None:  # the first one to cancel it
@@ -322,6 +333,7 @@ class _ExecutorFuture(concurrent.futures.Future[Any]):
             super().cancel()
         if not self._may_end():
             return
+        self.ender = threading.get_ident()
         if not self.cancelled():
             if error is not None:
                 self.set_exception(error)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
 
 from zmqtasks import sessions
@@ -181,8 +182,7 @@ def run_on(node: ClientNode, work: Work[T], timeout_s: float | None = None) -> T
     """The result of a coroutine of `node`, from any thread but its loop's."""
     if node.loop_thread is not None:
         return node.loop_thread.run(work, timeout_s)
-    coroutine = work() if callable(work) else work
-    return asyncio.run_coroutine_threadsafe(coroutine, node.loop).result(timeout_s)
+    return asyncio.run_coroutine_threadsafe(work(), node.loop).result(timeout_s)
 
 
 async def await_on(node: ClientNode, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -294,7 +294,7 @@ def gather(futures: Sequence[Future[Any]], errors: str, timeout: Any = None) -> 
         for node, states in _nodes_to_ask(futures, payloads):
             try:
                 with task_waiting():
-                    payloads.update(run_on(node, fetch(node, states), deadline.remaining_s()))
+                    payloads.update(run_on(node, partial(fetch, node, states), deadline.remaining_s()))
             except TimeoutError:
                 raise timed_out(f"{len(states)} results could not be fetched", deadline.limit_s, node) from None
 

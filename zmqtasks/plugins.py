@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from zmqtasks.errors import ConfigError, PluginError
 from zmqtasks.nodes.client.failures import error_to_exception
+from zmqtasks.nodes.client.loop import Work
 from zmqtasks.protocol.frames import MIB
 from zmqtasks.protocol.ops import ErrorInfo, RegisterPlugin, RunFinished, UnregisterPlugin
 from zmqtasks.protocol.serialize import serialize_inline
@@ -56,7 +56,7 @@ class PluginRegistry:
 
     _node: ClientNode
 
-    def _sync(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+    def _sync(self, work: Work[Any]) -> Any:
         raise NotImplementedError
 
     def register_plugin(self, plugin: Any, name: str | None = None, idempotent: bool | None = None) -> Any:
@@ -81,7 +81,7 @@ class PluginRegistry:
         once = bool(getattr(plugin, "idempotent", False)) if idempotent is None else idempotent
         content = serialize_inline(plugin)
         return self._sync(
-            self._tell_workers(
+            lambda: self._tell_workers(
                 lambda request: RegisterPlugin(request, name, content, idempotent=once), f"setup of the plugin {name!r}"
             )
         )
@@ -95,7 +95,9 @@ class PluginRegistry:
         {'tcp://127.0.0.1:40123': {'status': 'OK'}}
         """
         return self._sync(
-            self._tell_workers(lambda request: UnregisterPlugin(request, name), f"teardown of the plugin {name!r}")
+            lambda: self._tell_workers(
+                lambda request: UnregisterPlugin(request, name), f"teardown of the plugin {name!r}"
+            )
         )
 
     register_worker_plugin = register_plugin
@@ -119,7 +121,7 @@ class PluginRegistry:
         name = FILE_PREFIX + path.name
         what = f"import of the uploaded file {path.name}" if load else f"upload of {path.name}"
         return self._sync(
-            self._tell_workers(lambda request: RegisterPlugin(request, name, content, is_file=True), what)
+            lambda: self._tell_workers(lambda request: RegisterPlugin(request, name, content, is_file=True), what)
         )
 
     async def _tell_workers(self, make: Any, what: str) -> dict[str, dict[str, str]]:

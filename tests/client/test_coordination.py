@@ -16,10 +16,10 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType
 from typing import IO
 
 import pytest
+from interrupting import Interrupt
 
 from zmqtasks import Client, Event, LeaseError, LocalCluster, Lock, Semaphore
 
@@ -142,50 +142,24 @@ def test_semaphores(client):
         Lock().acquire(blocking=False, timeout=1)
 
 
-class Interrupt:
-    """A trace function that raises KeyboardInterrupt at one of the instructions that this thread runs in the package."""
-
-    def __init__(self, number: int) -> None:
-        self.left = number
-
-    def enter(self, frame: FrameType, event: str, arg: object) -> object:
-        if "/zmqtasks/" not in frame.f_code.co_filename and not frame.f_code.co_filename.endswith("asyncio/tasks.py"):
-            return None
-        frame.f_trace_opcodes = True
-        return self.step
-
-    def step(self, frame: FrameType, event: str, arg: object) -> object:
-        if event == "opcode":
-            self.left -= 1
-            if not self.left:
-                sys.settrace(None)
-                raise KeyboardInterrupt
-        return self.step
-
-
-def test_an_interrupt_at_any_instruction_leaves_nothing_behind(client):
+def test_an_interrupt_at_any_moment_leaves_nothing_behind(client):
     """Neither a lease that nobody knows of, nor a coroutine that was never awaited."""
-    other, former = Lock("anywhere"), sys.gettrace()
+    other = Lock("anywhere")
     number, interrupted = 1, True
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         while interrupted:
             lock, interrupt = Lock("anywhere"), Interrupt(number)
-            sys.settrace(interrupt.enter)
-            try:
+            with interrupt.armed():
                 lock.acquire(timeout="5s")
-            except KeyboardInterrupt:
-                pass
-            finally:
-                sys.settrace(former)
-            interrupted = not interrupt.left
+            interrupted = interrupt.happened
             while lock._leases:  # it came last of all: the object has the lease
                 lock.release()
-            assert other.acquire(timeout="5s"), f"the lock is held after an interrupt at instruction {number}"
+            assert other.acquire(timeout="5s"), f"the lock is held after an interrupt at {interrupt.where}"
             other.release()
-            number += 3
+            number += 1
         gc.collect()
-    assert number > 100
+    assert number > 50
     assert [str(warning.message) for warning in caught] == []
 
 

@@ -401,6 +401,44 @@ def test_a_callback_may_submit(pool: ClientExecutor) -> None:
     assert second[0].result(timeout=10) == 3
 
 
+def test_shutdown_waits_for_callbacks(client: Client) -> None:
+    pool = client.get_executor()
+    seen: list[int] = []
+    future = pool.submit(tasks.inc, 1)
+    entered, leave = threading.Event(), threading.Event()
+    future.add_done_callback(lambda done: (entered.set(), leave.wait(10), seen.append(done.result())))
+    assert entered.wait(10)
+    threading.Timer(0.05, leave.set).start()
+    pool.shutdown()
+    assert seen == [2]
+
+
+def test_a_callback_that_shuts_down(client: Client, gate: Path) -> None:
+    pool = client.get_executor()
+    seen: list[Any] = []
+    told = threading.Event()
+
+    def shut_down(_: object) -> None:
+        try:
+            seen.append(pool.shutdown())
+        except RuntimeError as exc:
+            seen.append(str(exc))
+        told.set()
+
+    pool.submit(tasks.inc, 1).add_done_callback(shut_down)
+    assert told.wait(10)
+    assert seen == [None]
+    pool = client.get_executor()
+    slow = pool.submit(tasks.wait_for, str(gate))
+    told.clear()
+    pool.submit(tasks.inc, 1).add_done_callback(shut_down)
+    assert told.wait(10)
+    assert "shutdown(wait=False)" in seen[1]
+    slow.add_done_callback(lambda _: pool.shutdown())  # called by this very thread
+    slow.cancel()
+    pool.shutdown()
+
+
 # wait and as_completed
 
 

@@ -183,8 +183,10 @@ class LocalCluster:
         from zmqtasks.deploy.ask import ask
         from zmqtasks.nodes.client.loop import shared_loop
 
-        question = ask(self.scheduler_address, "scheduler_info", security=self.security, config=self.config)
-        info: dict[str, Any] = shared_loop().run(question)
+        address, security, config = self.scheduler_address, self.security, self.config
+        info: dict[str, Any] = shared_loop().run(
+            lambda: ask(address, "scheduler_info", security=security, config=config)
+        )
         return info
 
     @property

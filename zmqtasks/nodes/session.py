@@ -196,10 +196,7 @@ class Channel:
         return False
 
     def send_taken(self, take: Callable[[], Sequence[Op]]) -> bool:
-        """As `begin_direct`, then `send_direct` of what `take` gives, for the main thread, which an interrupt may end anywhere.
-
-        An interrupt between a lock's `acquire` and the `try` behind it would leave it locked for ever; `with` has no such gap.
-        """
+        """As `begin_direct`, then `send_direct` of what `take` gives."""
         if self._closing or self._lock.locked():
             return False
         with self._lock:

@@ -29,6 +29,10 @@ class CallbackThread:
                 self._thread = threading.Thread(target=self._run, name="zmqtasks-callbacks", daemon=True)
                 self._thread.start()
 
+    def is_current(self) -> bool:
+        """Whether the calling thread is this one."""
+        return threading.current_thread() is self._thread
+
     def stop(self) -> None:
         """Ends the thread once it has made the calls that it was given."""
         self._calls.put(None)

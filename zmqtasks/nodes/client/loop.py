@@ -12,8 +12,8 @@ from contextlib import suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
 T = TypeVar("T")
-Work: TypeAlias = Coroutine[Any, Any, T] | Callable[[], Coroutine[Any, Any, T]]
-"""A coroutine, or what makes it in the loop: no interrupt can come between its making and its beginning there."""
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
+"""What makes a coroutine, in the loop: no interrupt can come between its making and its beginning there."""
 
 _STOP_TIMEOUT_S = 2.0
 
@@ -72,7 +72,7 @@ class _Run(Generic[T]):
 
     def begin(self) -> None:
         if self.result.set_running_or_notify_cancel():
-            self._task = self._loop.create_task(self._work() if callable(self._work) else self._work)
+            self._task = self._loop.create_task(self._work())
             self._task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[T]) -> None:
@@ -85,10 +85,7 @@ class _Run(Generic[T]):
 
     def give_up(self) -> None:
         """Nobody waits any more: ends the work, also before it has begun."""
-        if self.result.cancel():
-            if not callable(self._work):
-                self._work.close()
-        elif not self.result.done():
+        if not self.result.cancel() and not self.result.done():
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._cancel)
 

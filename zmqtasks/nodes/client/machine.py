@@ -195,7 +195,8 @@ class ClientMachine:
             if state.refs == 0 and state.wanted:
                 state.wanted = False
                 key = state.key
-                del self.states[key]
+                if self.states.pop(key, None) is None:  # an interrupt came before it was submitted
+                    continue
                 released.append(key)
                 if self.payloads and key not in self._retained:
                     self.payloads.pop(key, None)

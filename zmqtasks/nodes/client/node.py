@@ -6,7 +6,6 @@ import asyncio
 import logging
 import os
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Sequence
@@ -29,6 +28,7 @@ from zmqtasks.nodes.channel import Channel, DataPool, open_channel
 from zmqtasks.nodes.client import loop as loops
 from zmqtasks.nodes.client.callbacks import CallbackThread
 from zmqtasks.nodes.client.console import show_records
+from zmqtasks.nodes.client.lock import UninterruptedLock
 from zmqtasks.nodes.client.machine import ClientMachine
 from zmqtasks.nodes.client.state import FutureState
 from zmqtasks.nodes.nearby import bound_arena
@@ -101,7 +101,7 @@ class ClientNode:
         self.loop_thread = loop_thread
         self.shows_output = shows_output
         self.worker = worker
-        self.lock = threading.Lock()
+        self.lock = UninterruptedLock()
         self.machine = ClientMachine()
         self.dropped = self.machine.dropped
         self.asleep = True
@@ -183,7 +183,7 @@ class ClientNode:
 
     def forked(self) -> None:
         """In the child after a fork: the loop stayed in the parent, so this node is of no use here."""
-        self.lock = threading.Lock()
+        self.lock = UninterruptedLock()
         self.asleep = False
         self.ended = True
         self.dropped = deque(maxlen=0)
@@ -209,11 +209,12 @@ class ClientNode:
         if alone and self._flush_directly():
             return
         if not self._flush_due:
-            self._flush_due = True
-            try:
-                self.loop.call_soon_threadsafe(self._flush)
-            except RuntimeError:  # closed, at exit
-                pass
+            with self.lock:  # no interrupt between the two
+                self._flush_due = True
+                try:
+                    self.loop.call_soon_threadsafe(self._flush)
+                except RuntimeError:  # closed, at exit
+                    pass
 
     def wake_to_collect(self) -> None:
         """A future was dropped while nobody looked. Takes no lock: garbage collection may run this anywhere."""

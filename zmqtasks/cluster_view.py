@@ -16,7 +16,7 @@ from zmqtasks.ids import Key
 from zmqtasks.nodes.client.failures import error_to_exception
 from zmqtasks.nodes.client.loop import Work
 from zmqtasks.nodes.client.names import UserKey, to_user, to_wire
-from zmqtasks.nodes.client.node import QueryError
+from zmqtasks.nodes.client.requests import QueryError
 from zmqtasks.plugins import PluginRegistry
 from zmqtasks.protocol.ops import ErrorInfo, RunFinished, Shutdown
 from zmqtasks.protocol.serialize import deserialize_inline, serialize_inline
@@ -189,7 +189,7 @@ class ClusterView(PluginRegistry):
     ) -> dict[str, Any]:
         data = serialize_inline((function, args, kwargs))
         names = worker_names(workers)
-        answers = await self._node.run(data, names, nanny)
+        answers = await self._node.requests.run(data, names, nanny)
         if names and not answers:
             what = "nanny" if nanny else "worker"
             raise NoWorkerError(f"no {what} is called {' or '.join(names)}: client.nthreads() has the addresses")
@@ -222,7 +222,7 @@ class ClusterView(PluginRegistry):
     async def _restart(self, timeout: float | str | None, wait_for_workers: bool) -> ClusterView:
         limit_s = parse_timeout(timeout)
         try:
-            await self._node.restart(60.0 if limit_s is None else limit_s if wait_for_workers else 0.0)
+            await self._node.requests.restart(60.0 if limit_s is None else limit_s if wait_for_workers else 0.0)
         except QueryError as exc:
             if wait_for_workers:
                 raise TaskTimeoutError(f"restart: {exc}") from None
@@ -246,7 +246,7 @@ class ClusterView(PluginRegistry):
     # For this package
 
     async def _ask(self, what: str, keys: Iterable[Key] = (), workers: Iterable[str] = ()) -> Any:
-        return await self._node.query(what, keys, workers)
+        return await self._node.requests.query(what, keys, workers)
 
     def _shown(self, key: Key) -> UserKey:
         state = self._node.machine.states.get(key)

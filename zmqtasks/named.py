@@ -13,7 +13,8 @@ from zmqtasks import sessions
 from zmqtasks.errors import ConfigError, PayloadTooLargeError, ZmqTasksError
 from zmqtasks.fetching import await_on, run_on, task_waiting
 from zmqtasks.ids import Key
-from zmqtasks.nodes.client.node import ClientNode, QueryError
+from zmqtasks.nodes.client.node import ClientNode
+from zmqtasks.nodes.client.requests import QueryError
 from zmqtasks.protocol.ops import GiveUp, Op, Received
 from zmqtasks.protocol.serialize import collect_references, deserialize_inline, serialize_inline
 
@@ -44,7 +45,7 @@ class Request:
         return self._make(number)
 
     async def _run(self) -> Any:
-        return await self.node.ask(self._numbered)
+        return await self.node.requests.ask(self._numbered)
 
     def give_up(self) -> None:
         """Gives back what was granted, or ends the wait, whichever it is by now."""

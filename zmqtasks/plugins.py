@@ -127,7 +127,7 @@ class PluginRegistry:
     async def _tell_workers(self, make: Any, what: str) -> dict[str, dict[str, str]]:
         done: dict[str, dict[str, str]] = {}
         failed: PluginError | None = None
-        for answer in await self._node.collect(make):
+        for answer in await self._node.requests.collect(make):
             if not answer.worker:
                 raise ConfigError(answer.error)
             if answer.erred:

@@ -95,7 +95,7 @@ async def scatter(
     futures: list[Future[Any]] = [Future(state) for state in states]  # from here on, dropping them releases the data
     node.wake()
     await _wait_settled(node, states, Deadline(timeout_s))
-    await node.wait_placed(states)
+    await node.placements.wait(states)
     for future in futures:
         error = future._error()
         if error is not None:
@@ -117,7 +117,7 @@ async def _wait_settled(node: ClientNode, states: list[FutureState], deadline: D
                 remove_waiter(countdown, states)
         if settled:
             return
-        if deadline.limit_s is not None or not node.is_placing(states):
+        if deadline.limit_s is not None or not node.placements.under_way(states):
             limit_s = NO_WORKER_S if deadline.limit_s is None else deadline.limit_s
             raise TaskTimeoutError(
                 f"scatter: no worker has taken all of the data within {limit_s:g} s ({node.cluster.workers} workers)"

@@ -24,7 +24,7 @@ from zmqtasks.protocol.references import KeyRef  # noqa: E402
 def names(client: Client) -> set[object]:
     """Keys that the client holds."""
     gc.collect()
-    client._node._flush()
+    client._node.flush()
     return set(client._node.machine.states)
 
 

@@ -36,7 +36,7 @@ async def fetch(node: ClientNode, states: Sequence[FutureState]) -> dict[Key, Pa
     deadline = node.loop.time() + node.config.grace_s + EXTRA_S
     problem = "no worker holds it"
     while wanted := [s for s in states if s.status is FINISHED and s.key not in found]:
-        holders = await node.locate([state.key for state in wanted])
+        holders = await node.requests.locate([state.key for state in wanted])
         groups: dict[str, list[Key]] = {}
         for state in wanted:
             if addresses := holders.get(state.key):

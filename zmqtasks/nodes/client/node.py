@@ -8,10 +8,8 @@ import os
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterable, Sequence
+from collections.abc import Coroutine
 from typing import Any
-
-import msgspec
 
 from zmqtasks.config import Config
 from zmqtasks.errors import (
@@ -20,17 +18,17 @@ from zmqtasks.errors import (
     ConnectError,
     RemoteProtocolError,
     SchedulerLostError,
-    SerializationError,
     ZmqTasksError,
 )
-from zmqtasks.ids import Key, new_instance_id
+from zmqtasks.ids import new_instance_id
 from zmqtasks.nodes.channel import Channel, DataPool, open_channel
 from zmqtasks.nodes.client import loop as loops
 from zmqtasks.nodes.client.callbacks import CallbackThread
 from zmqtasks.nodes.client.console import show_records
 from zmqtasks.nodes.client.lock import UninterruptedLock
 from zmqtasks.nodes.client.machine import ClientMachine
-from zmqtasks.nodes.client.state import FutureState
+from zmqtasks.nodes.client.placing import Placements
+from zmqtasks.nodes.client.requests import Requests
 from zmqtasks.nodes.nearby import bound_arena
 from zmqtasks.protocol.ops import (
     ClientIntroduction,
@@ -40,13 +38,8 @@ from zmqtasks.protocol.ops import (
     LogMessages,
     Op,
     PlaceData,
-    PlacementFailed,
-    Query,
     QueryAnswered,
-    RequestLocations,
-    Restart,
     RunFinished,
-    RunFunction,
     SchedulerToClient,
 )
 from zmqtasks.security import Security
@@ -72,10 +65,6 @@ PER_TASK_BYTES = 16
 """About what a task takes in a message beside its arguments."""
 
 _NOT_KNOWN = ClusterChanged(0, 0, 0)
-
-
-class QueryError(ZmqTasksError):
-    """The scheduler could not do what it was asked for; the message says why."""
 
 
 class ClientNode:
@@ -114,9 +103,8 @@ class ClientNode:
         self._flush_due = False
         self._woken_at = 0.0
         self._unflushed_bytes = 0
-        self._requests: dict[int, asyncio.Future[Any]] = {}
-        self._runs: dict[int, list[RunFinished]] = {}
-        self._placements: dict[asyncio.Task[None], frozenset[Key]] = {}
+        self.requests = Requests(self)
+        self.placements = Placements(self)
         self._cluster_waiters: set[asyncio.Future[None]] = set()
         self._link_lost_at = 0.0
         self._link_warning: asyncio.TimerHandle | None = None
@@ -170,12 +158,13 @@ class ClientNode:
     async def close(self, reason: str = "") -> None:
         """Says goodbye; pending futures are cancelled. Closing again does nothing."""
         if self.channel is not None and not self.ended:
-            self._flush()
+            self.flush()
             self._end(
                 ClientClosedError("the client is closed: make a new one"), "CancelledError", "the client was closed"
             )
             await self.channel.close(reason)
-        for task in [*self._placements, *self._kept]:
+        self.placements.cancel()
+        for task in list(self._kept):
             task.cancel()
         self.callbacks.stop()
         if self.channel is not None:
@@ -212,7 +201,7 @@ class ClientNode:
             with self.lock:  # no interrupt between the two
                 self._flush_due = True
                 try:
-                    self.loop.call_soon_threadsafe(self._flush)
+                    self.loop.call_soon_threadsafe(self.flush)
                 except RuntimeError:  # closed, at exit
                     pass
 
@@ -261,7 +250,8 @@ class ClientNode:
         self._unflushed_bytes = 0
         return ops
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Sends what the machine has to say, from the loop."""
         self._flush_due = False
         with self.lock:
             ops = self._take()
@@ -293,7 +283,7 @@ class ClientNode:
         if self.ended:
             return
         if self.dropped:
-            self._flush()
+            self.flush()
             self._collect_later()
             return
         self.asleep = True
@@ -365,11 +355,7 @@ class ClientNode:
         with self.lock:
             self.machine.end(kind, reason)
             self.dropped = self.machine.dropped = deque(maxlen=0)
-        requests, self._requests = self._requests, {}
-        for future in requests.values():
-            if not future.done():
-                future.set_exception(error)
-                future.exception()  # whoever asked may have stopped waiting
+        self.requests.fail(error)
         for waiter in self._cluster_waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -381,21 +367,16 @@ class ClientNode:
                 if not waiter.done():
                     waiter.set_result(None)
         elif isinstance(op, (Locations, QueryAnswered)):
-            self._answer(op.request, op)
+            self.requests.answered(op.request, op)
         elif isinstance(op, RunFinished):
-            self._on_run_finished(op)
+            self.requests.run_finished(op)
         elif isinstance(op, PlaceData):
-            self._place(op)
+            self.placements.begin(op)
         elif isinstance(op, LogMessages):
             if self.shows_output:
                 show_records(op.records)
         elif not isinstance(op, Goodbye):  # the channel ends after a goodbye, and tells so
             logger.debug("unexpected from the scheduler: %s", type(op).__name__)
-
-    def _answer(self, request: int, answer: object) -> None:
-        future = self._requests.pop(request, None)
-        if future is not None and not future.done():
-            future.set_result(answer)
 
     def keep_task(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Runs a coroutine whose result nobody waits for."""
@@ -407,69 +388,6 @@ class ClientNode:
         self._kept.discard(task)
         if not task.cancelled() and (exc := task.exception()) is not None:
             logger.warning("in the background: %s: %s", type(exc).__name__, exc)
-
-    # Requests, in the loop
-
-    async def _ask(self, make: Any) -> Any:
-        self.check_usable()
-        with self.lock:
-            request = self.machine.next_request()
-            self.machine.send(make(request))
-        future = self._requests[request] = self.loop.create_future()
-        self._flush()
-        try:
-            return await future
-        finally:
-            self._requests.pop(request, None)
-
-    async def query(self, what: str, keys: Iterable[Key] = (), workers: Iterable[str] = ()) -> Any:
-        """The scheduler's answer to a question, as plain data."""
-        answer = await self._ask(lambda request: Query(request, what, list(keys), list(workers)))
-        return _opened(answer)
-
-    async def ask(self, make: Callable[[int], Op]) -> Any:
-        """The answer to the op that `make` gives for the number of the request, as plain data. Raises QueryError."""
-        return _opened(await self._ask(make))
-
-    async def restart(self, timeout_s: float) -> Any:
-        """Restarts the workers; the scheduler's answer."""
-        return _opened(await self._ask(lambda request: Restart(request, timeout_s)))
-
-    async def run(self, function: bytes, workers: list[str], on_nanny: bool) -> list[RunFinished]:
-        """Calls a function on workers; the answers in the order in which they came."""
-        return await self.collect(lambda request: RunFunction(request, function, workers, on_nanny))
-
-    async def collect(self, make: Callable[[int], Op]) -> list[RunFinished]:
-        """All answers to the op that `make` gives for the number of the request; one without a worker is about the whole."""
-        number = 0
-
-        def numbered(request: int) -> Op:
-            nonlocal number
-            number = request
-            self._runs[request] = []
-            return make(request)
-
-        try:
-            await self._ask(numbered)
-            return self._runs[number]
-        finally:
-            self._runs.pop(number, None)
-
-    def _on_run_finished(self, op: RunFinished) -> None:
-        answers = self._runs.get(op.request)
-        if answers is None:
-            return
-        if op.worker:
-            answers.append(op)
-        else:
-            if op.error:
-                answers.append(op)
-            self._answer(op.request, None)
-
-    async def locate(self, keys: list[Key]) -> dict[Key, list[str]]:
-        """The data addresses of who holds `keys` now."""
-        answer: Locations = await self._ask(lambda request: RequestLocations(request, keys))
-        return dict(zip(answer.keys, answer.holders, strict=True))
 
     async def wait_cluster_changed(self) -> None:
         """Returns with the next change of the cluster's size, or the end of this node."""
@@ -483,42 +401,3 @@ class ClientNode:
             await waiter
         finally:
             self._cluster_waiters.discard(waiter)
-
-    # Data of this client on its way to workers
-
-    def _place(self, op: PlaceData) -> None:
-        task = self.loop.create_task(self._put_all(op.keys, op.addresses))
-        self._placements[task] = frozenset(op.keys)
-        task.add_done_callback(lambda done: self._placements.pop(done, None))
-
-    async def _put_all(self, keys: list[Key], addresses: list[str]) -> None:
-        payloads = self.machine.payloads
-        items = [(key, payloads[key]) for key in keys if key in payloads]
-        await asyncio.gather(*[self._put(address, items) for address in addresses])
-
-    async def _put(self, address: str, items: Sequence[Any]) -> None:
-        try:
-            await self.pool.put(address, list(items))
-        except (CommError, ZmqTasksError) as exc:
-            logger.debug("could not put data on %s: %s", address, exc)
-            self.tell(PlacementFailed([key for key, _ in items], address, str(exc)))
-
-    def is_placing(self, states: Iterable[FutureState]) -> bool:
-        """Whether data of these keys is on its way to a worker."""
-        keys = {state.key for state in states}
-        return any(not placed.isdisjoint(keys) for placed in self._placements.values())
-
-    async def wait_placed(self, states: Iterable[FutureState]) -> None:
-        """Returns when no data of these keys is on its way to a worker any more."""
-        keys = {state.key for state in states}
-        while tasks := [task for task, placed in self._placements.items() if not placed.isdisjoint(keys)]:
-            await asyncio.wait(tasks)
-
-
-def _opened(answer: QueryAnswered) -> Any:
-    if answer.error:
-        raise QueryError(answer.error)
-    try:
-        return msgspec.msgpack.decode(answer.answer, strict=False) if answer.answer else None
-    except msgspec.MsgspecError as exc:
-        raise SerializationError(f"the scheduler's answer cannot be read: {exc}") from exc

@@ -21,6 +21,7 @@ from zmqtasks.protocol.frames import KIB, MIB
 from zmqtasks.testing.comms import Recorder, wait_until
 from zmqtasks.testing.conformance_base import OPEN, ConformanceBase
 from zmqtasks.transports import LinkSettings
+from zmqtasks.transports.shm import patience
 from zmqtasks.transports.shm.arena import Arena
 from zmqtasks.transports.shm.comm import LEND_BYTES
 from zmqtasks.transports.shm.leases import live_leases
@@ -64,6 +65,74 @@ class TestLeases(ConformanceBase):
                 await wait_until(lambda: live_leases() == 0 and arena.held_blocks == 0, "the lease did not return")
 
         self.run(test())
+
+    def test_a_large_frame_waits_for_a_block_that_comes_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patience, "_S_PER_BYTE", 10 / patience.FROM_BYTES)
+
+        async def test() -> None:
+            arena = the_arena()
+            async with self.link() as (ours, theirs):
+                there = Recorder(theirs)
+                Recorder(ours)
+                ours.send([b"a" * patience.FROM_BYTES])
+                await there.wait_messages(1)
+                before = arena.resident_bytes
+                ours.send([b"b" * patience.FROM_BYTES])
+                ours.send([b"c"])
+                assert (ours.queued_bytes > patience.FROM_BYTES, len(there.messages)) == (True, 1)
+                there.messages.clear()
+                await there.wait_messages(2, timeout_s=5)
+                assert [bytes(message[0][:1]) for message in there.messages] == [b"b", b"c"]
+                assert arena.resident_bytes == before, "it took new pages"
+                there.messages.clear()
+
+        self.run(test())
+
+    def test_who_keeps_what_it_reads_is_not_waited_for_long(self) -> None:
+        async def test() -> None:
+            async with self.link() as (ours, theirs):
+                there = Recorder(theirs)
+                Recorder(ours)
+                for number in range(12):
+                    ours.send([bytes([number]) * patience.FROM_BYTES])
+                await there.wait_messages(12)
+                assert [message[0][-1] for message in there.messages] == list(range(12))
+                there.messages.clear()
+
+        self.run(test())
+
+    @pytest.mark.parametrize("end", ["close", "abort"])
+    def test_a_link_ends_while_a_frame_waits(self, end: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(patience, "_S_PER_BYTE", 0.5 / patience.FROM_BYTES)
+
+        async def test() -> None:
+            async with self.link() as (ours, theirs):
+                there = Recorder(theirs)
+                Recorder(ours)
+                ours.send([b"a" * patience.FROM_BYTES])
+                await there.wait_messages(1)
+                ours.send([b"b" * patience.FROM_BYTES])
+                if end == "abort":
+                    ours.abort()
+                else:
+                    await ours.close()  # what was sent arrives
+                    assert len(there.messages) == 2
+                there.messages.clear()
+
+        self.run(test())
+
+    def test_waits_in_vain_become_rare(self) -> None:
+        patient = patience.Patience()
+        waits = []
+        for _ in range(100):
+            waits.append(patient.wait_s(64 * MIB) > 0)
+            if waits[-1]:
+                patient.waited(in_vain=True)
+        assert [number for number, waited in enumerate(waits) if waited] == [0, 2, 6, 14, 30, 62, 94]
+        while not patient.wait_s(64 * MIB):
+            pass
+        patient.waited(in_vain=False)
+        assert patient.wait_s(64 * MIB) == pytest.approx(0.002, rel=0.1)
 
     def test_what_a_reader_writes_is_its_own(self) -> None:
         """The same memory lent twice is two frames, and a block used again shows nothing of who wrote before."""

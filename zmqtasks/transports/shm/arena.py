@@ -94,6 +94,7 @@ class Arena:
         self._warm_bytes = 0
         self._resident = 0
         self._held = 0
+        self._held_by_size: dict[int, int] = {}
         self._own: dict[int, weakref.ref[object]] = {}  # memory from `allocate`, by offset
         self._own_blocks: list[tuple[int, Block]] = []  # the same, sorted by offset
         self._kept: OrderedDict[int, _Kept] = OrderedDict()  # by id of the frame, the last used one last
@@ -150,11 +151,23 @@ class Arena:
                 return None
             block.holds = 1
             self._held += 1
+            self._held_by_size[size] = self._held_by_size.get(size, 0) + 1
             pages = size_bytes + -size_bytes % PAGE_BYTES
             if pages > block.filled:
                 self._resident += pages - block.filled
                 block.filled = pages
             return block
+        finally:
+            self._leave()
+
+    def may_return(self, size_bytes: int) -> bool:
+        """Whether a warm block of that size is not here, but held by somebody."""
+        size = block_size(size_bytes)
+        if not self._enter():
+            return False
+        try:
+            self._settle()
+            return not self._warm.get(size) and bool(self._held_by_size.get(size))
         finally:
             self._leave()
 
@@ -335,6 +348,7 @@ class Arena:
         if block.holds:
             return
         self._held -= 1
+        self._held_by_size[block.size] -= 1
         block.free_since = time.monotonic()
         self._warm.setdefault(block.size, []).append(block)
         self._warm_bytes += block.filled

@@ -15,7 +15,7 @@ from collections import deque
 from zmqtasks.errors import CommClosedError, RemoteProtocolError
 from zmqtasks.protocol.frames import KIB, MIB, Buffer, Frames, as_bytes_view, total_size
 from zmqtasks.transports.base import LinkSettings
-from zmqtasks.transports.shm import housekeeping, leases
+from zmqtasks.transports.shm import housekeeping, leases, patience
 from zmqtasks.transports.shm.arena import Arena, Block
 from zmqtasks.transports.shm.channel import Channel
 from zmqtasks.transports.shm.wire import ShmReader, pack_lent
@@ -33,7 +33,7 @@ _PIECE_BYTES = 8 * MIB
 class _Message:
     """A message whose large frames are on their way into the arena."""
 
-    __slots__ = ("block", "blocks", "copied", "frames", "index", "large", "lasting", "lent", "size")
+    __slots__ = ("block", "blocks", "copied", "frames", "index", "large", "lasting", "lent", "size", "waited")
 
     def __init__(self, frames: list[Buffer], large: list[int], lasting: bool) -> None:
         self.frames = frames
@@ -42,6 +42,7 @@ class _Message:
         self.index = 0  # of the large frame that is being copied, in `large`
         self.block: Block | None = None  # where it goes
         self.copied = 0
+        self.waited = False  # for a warm block, which is done once
         self.lent: dict[int, tuple[int, int]] = {}
         self.blocks: list[Block] = []  # in the order of `lent`
         self.size = total_size(frames)
@@ -75,6 +76,9 @@ class ShmComm(StreamComm):
         self._unread_bytes = 0
         self._held_back = False
         self._copying = False
+        self._waiting: asyncio.TimerHandle | None = None  # the first message waits for a warm block
+        self._waiting_bytes = 0
+        self._patience = patience.Patience()
         self._goodbye_due = False
         self._flushed: asyncio.Future[None] | None = None
 
@@ -116,13 +120,15 @@ class ShmComm(StreamComm):
     def _advance(self) -> None:
         """Copies a piece, and sends what is complete."""
         self._copying = False
+        self._end_wait()
         budget = _PIECE_BYTES
         while self._outgoing and self._unread_bytes < self._settings.high_water_bytes:
             message = self._outgoing[0]
             budget = self._prepare(message, budget)
             if message.index < len(message.large):
                 self._copying = True
-                self._loop.call_soon(self._advance)
+                if self._waiting is None:
+                    self._loop.call_soon(self._advance)
                 return
             self._outgoing.popleft()
             self._outgoing_bytes -= message.size
@@ -151,6 +157,8 @@ class ShmComm(StreamComm):
                 if message.lasting and isinstance(frame, memoryview) and (block := arena.kept(frame)):
                     self._lend(message, index, block, block.offset, len(view))
                     continue
+                if len(view) >= patience.FROM_BYTES and self._begins_wait(message, len(view)):
+                    return 0
                 message.block = arena.take(len(view))
                 if message.block is None:  # full: the bytes themselves go through the socket
                     message.index += 1
@@ -167,6 +175,25 @@ class ShmComm(StreamComm):
                     arena.keep(frame, block)
                 self._lend(message, index, block, block.offset, len(view))
         return budget
+
+    def _begins_wait(self, message: _Message, size_bytes: int) -> bool:
+        """Whether the message waits for a warm block, once: until it is back, or time is up."""
+        assert self._arena is not None
+        if message.waited or not self._arena.may_return(size_bytes):
+            return False
+        message.waited = True
+        wait_s = self._patience.wait_s(size_bytes)
+        if wait_s:
+            self._waiting_bytes = size_bytes
+            self._waiting = self._loop.call_later(wait_s, self._advance)
+        return bool(wait_s)
+
+    def _end_wait(self) -> None:
+        if self._waiting is not None:
+            assert self._arena is not None
+            self._waiting.cancel()
+            self._waiting = None
+            self._patience.waited(in_vain=self._arena.may_return(self._waiting_bytes))
 
     def _lend(self, message: _Message, index: int, block: Block, offset: int, size_bytes: int) -> None:
         message.lent[index] = (offset, size_bytes)
@@ -236,7 +263,11 @@ class ShmComm(StreamComm):
             return
         while self._unread and self._unread[0][0] <= channel.taken:
             self._unread_bytes -= self._unread.popleft()[1]
-        if not self._copying and self._outgoing and not self._dropped:
+        if self._waiting is not None:
+            assert self._arena is not None
+            if not self._arena.may_return(self._waiting_bytes):
+                self._advance()
+        elif not self._copying and self._outgoing and not self._dropped:
             self._advance()
         self._look_at_queue()
 
@@ -291,6 +322,7 @@ class ShmComm(StreamComm):
         super()._end(error.with_traceback(None), hard=hard)
 
     def _drop(self, *, hard: bool) -> None:
+        self._end_wait()
         for message in self._outgoing:
             for block in (*message.blocks, *((message.block,) if message.block else ())):
                 assert self._arena is not None

@@ -186,15 +186,14 @@ class SchedulerMachine:
         """When `tick` is to be called, at the latest; None: no need."""
         state = self.state
         if self.placement.retract_at is None and not (
-            state.lazy
-            or state.lost
+            state.lost
             or state.retracting
             or self.errands.under_way
             or self.plugins.under_way
             or self.coordination.requests.timed
             or self.data.deadline is not None
         ):
-            return None  # the usual case
+            return self._lazy_deadline() if state.lazy else None  # the usual case
         times = [
             t
             for t in (

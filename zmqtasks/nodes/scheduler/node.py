@@ -23,6 +23,7 @@ from zmqtasks.errors import CommError, ConnectionRefusedByPeerError, ProtocolErr
 from zmqtasks.ids import new_instance_id
 from zmqtasks.nodes.channel import Acceptor, Admission, Channel, PeerInfo, Refusal
 from zmqtasks.nodes.links import link_settings
+from zmqtasks.nodes.lookout import Lookout
 from zmqtasks.nodes.scheduler.machine import SchedulerMachine
 from zmqtasks.nodes.scheduler.state import ClientState, NannyState, WorkerState
 from zmqtasks.protocol.ops import (
@@ -114,6 +115,7 @@ class SchedulerNode:
         """Listens; raises AddressError or ConnectError naming the address that can't be used."""
         self._loop = asyncio.get_running_loop()
         self._finished = asyncio.Event()
+        self._lookout = Lookout(self._loop, self.config.spin_s)
         try:
             for address in self._wanted:
                 await self._acceptor.listen(address)
@@ -212,6 +214,7 @@ class SchedulerNode:
 
     def receive(self, member: Member, channel: Channel, ops: list[Op]) -> None:
         """Ops from a peer; one that breaks the rules loses its session."""
+        self._lookout.heard()
         try:
             self.machine.receive(member, ops, self._loop.time())
         except ProtocolError as exc:

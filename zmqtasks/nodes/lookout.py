@@ -1,0 +1,40 @@
+"""Looks for the next message a moment longer, where messages come one upon the other.
+
+A loop that sleeps in the kernel is woken by an interrupt to a processor that is idle, which takes 30 to 50 us on a virtual
+machine. When somebody submits a task, waits, and submits the next, each step of that is in the way of all others. So when a
+message has come soon after the last, the loop turns on for `spin_s` instead of sleeping, and gives its processor to whoever else
+wants it at each turn. It sleeps as soon as a message is late: an idle or slow cluster costs nothing, a busy one would not
+have slept. It is 14 % of the round trip of a single task (`bench.tasks latency`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+
+class Lookout:
+    """Of one loop; `spin_s` 0.0: it sleeps at once, as loops do."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, spin_s: float) -> None:
+        self._loop = loop
+        self._spin_s = spin_s if hasattr(os, "sched_yield") else 0.0
+        self._heard_at = 0.0
+        self._turning = False
+
+    def heard(self) -> None:
+        """A message has come."""
+        now = time.perf_counter()
+        soon = now - self._heard_at < self._spin_s
+        self._heard_at = now
+        if soon and not self._turning:
+            self._turning = True
+            self._loop.call_soon(self._turn)
+
+    def _turn(self) -> None:
+        if time.perf_counter() - self._heard_at < self._spin_s:
+            os.sched_yield()
+            self._loop.call_soon(self._turn)
+        else:
+            self._turning = False

@@ -295,8 +295,9 @@ class _ExecutorFuture(concurrent.futures.Future[Any]):
     def cancel(self) -> bool:
         """Whether it could be cancelled: any call that has not ended can."""
         followed = self._followed
-        self.ender = threading.get_ident()
+        ender, self.ender = self.ender, threading.get_ident()
         if not super().cancel():
+            self.ender = ender
             return False
         if self._may_end() and followed is not None:  # the first one to cancel it
             followed.client.cancel([followed])

@@ -7,6 +7,7 @@ import os
 import threading
 import weakref
 from concurrent.futures import Future
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zmqtasks.config import Config
@@ -85,7 +86,8 @@ class _Nodes:
         nodes: list[Node] = []
         preloads: list[tuple[Preloads, Node]] = []
         try:
-            scheduler = SchedulerNode([self._address], security=self._security, config=self._config)
+            sleeping = replace(self._config, spin_s=0.0)  # the tasks are in this interpreter
+            scheduler = SchedulerNode([self._address], security=self._security, config=sleeping)
             nodes.append(scheduler)
             await scheduler.start()
             workers = [self._make_worker(scheduler.address, number) for number in range(self._n_workers)]

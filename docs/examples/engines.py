@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import tempfile
 import time
@@ -87,6 +88,8 @@ def _distributed_cluster() -> Iterator[None]:
     path = main.__dict__.pop(
         "__file__", None
     )  # its processes would run the program again, which has no guard against that
+    # Its workers complain, in two ways, when they are closed in the middle of a heartbeat.
+    os.environ["DASK_LOGGING"] = "{'distributed': 'critical', 'tornado.application': 'critical'}"
     try:
         with (
             tempfile.TemporaryDirectory() as folder,
@@ -95,11 +98,12 @@ def _distributed_cluster() -> Iterator[None]:
                 n_workers=WORKERS,
                 threads_per_worker=1,
                 dashboard_address=":0",  # else a warning where there is one already
-                silence_logs=logging.CRITICAL,  # its workers complain when they are closed in the middle of a heartbeat
+                silence_logs=logging.CRITICAL,
             ) as cluster,
             distributed.Client(cluster),
         ):
             yield
     finally:
+        del os.environ["DASK_LOGGING"]
         if path is not None:
             main.__file__ = path

@@ -467,17 +467,19 @@ class WorkerNode:
         """
         self.executor.drains_soon = False
         self.executor.drain()
-        long, again = self._long_runs.look(self.executor.executing())
+        executing = self.executor.executing()
+        long, again = self._long_runs.look(executing)
         if long:
             self._machine.runs_executing(long)
             self._flush()
-        if again:
+        if again or (not executing and self.executor.queued):  # threads of a loaded machine may begin late
             self._look_later()
 
     def _tick(self) -> None:
         self.executor.drain()
         executing = self.executor.executing()
         self._machine.tick()
+        self._long_runs.look(executing)
         self._machine.runs_executing(self._long_runs.told(executing))
         self._flush()
         self._send(

@@ -4,7 +4,7 @@ A loop that sleeps in the kernel is woken by an interrupt to a processor that is
 machine. When somebody submits a task, waits, and submits the next, each step of that is in the way of all others. So when a
 message has come soon after the last, the loop turns on for `spin_s` instead of sleeping, and gives its processor to whoever else
 wants it at each turn. It sleeps as soon as a message is late: an idle or slow cluster costs nothing, a busy one would not
-have slept. It is 14 % of the round trip of a single task (`bench.tasks latency`).
+have slept. It is a sixth of the round trip of a single task (`bench.tasks latency`).
 """
 
 from __future__ import annotations

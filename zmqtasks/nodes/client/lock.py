@@ -3,7 +3,7 @@
 Python calls the handler of a signal in the main thread, between any two of its calls. A KeyboardInterrupt in the middle of a
 submission would leave records without their tasks, or a batch without its number, which ends the session: all futures of
 the client would be lost to one key. So while the main thread has the lock, SIGINT is only noted, and happens right after. It takes
-0.7 us; the functions of `signal` itself, which turn numbers into enumerations and back, would take 7.
+two system calls; the functions of `signal` itself, which turn numbers into enumerations and back, would take ten times as long.
 """
 
 from __future__ import annotations

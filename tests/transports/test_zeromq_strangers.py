@@ -74,10 +74,13 @@ class Strangers:
         self._sockets: list[zmq.Socket[bytes]] = []
 
     def socket(self, kind: int) -> zmq.Socket[bytes]:
-        """A raw socket that never connects again, nor lingers."""
+        """A raw socket that never connects again.
+
+        It lingers: without, libzmq 4.3.5 aborts its process when a connection breaks between two parts of a message.
+        """
         made = self._context.socket(kind)
         self._sockets.append(made)
-        made.set(zmq.LINGER, 0)
+        made.set(zmq.LINGER, 1000)
         made.set(zmq.SNDHWM, 0)
         made.set(zmq.RECONNECT_IVL, -1)
         return made

@@ -1,4 +1,4 @@
-"""Accepted connections, which belong to libzmq: what can be known of them, and done to them, from outside.
+"""Connections, which belong to libzmq: what can be known of them, and done to them, from outside.
 
 libzmq may close a descriptor at any time, and the kernel give it to something else: every look takes a handle of its
 own, and goes by the name of the other end.
@@ -26,7 +26,7 @@ _RESET_AT_CLOSE = struct.pack("ii", 1, 0)
 
 @dataclass(slots=True, eq=False)
 class Connection:
-    """An accepted connection, from the monitor's ACCEPTED to its DISCONNECTED."""
+    """A connection, from the monitor's ACCEPTED or CONNECTED to its DISCONNECTED."""
 
     fd: int
     name: tuple[str, int]
@@ -60,7 +60,7 @@ class Connection:
         return False
 
     def hang_up(self) -> None:
-        """Ends it under ZeroMQ, which notices and cleans up; ROUTER has no call for that."""
+        """Ends it under ZeroMQ, which notices and cleans up; ROUTER has no call for that, and DEALER's is not safe."""
         handle = self._handle()
         if handle is not None:
             with handle, contextlib.suppress(OSError):

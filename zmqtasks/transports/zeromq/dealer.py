@@ -15,6 +15,7 @@ from zmqtasks.transports.address import HostPort, format_host_port
 from zmqtasks.transports.base import LinkSettings
 from zmqtasks.transports.stream import pack_message
 from zmqtasks.transports.zeromq.comm import LENT_BYTES, ZmqComm, full_window
+from zmqtasks.transports.zeromq.connection import Connection
 from zmqtasks.transports.zeromq.control import SESSION_BYTES, VERSION, Accept, Hello, Refuse, encode_control, units
 from zmqtasks.transports.zeromq.curve import protect_caller
 from zmqtasks.transports.zeromq.sockets import (
@@ -62,6 +63,7 @@ class DealerComm(ZmqComm):
         self._session = os.urandom(SESSION_BYTES)
         self._accepted: asyncio.Future[None] = loop.create_future()
         self._connected = False
+        self._connection: Connection | None = None
         self._direct_rest: list[bytes | memoryview] = []  # what there was no credit for in another thread: goes first
         self._socket = MonitoredSocket(
             zmq.DEALER, settings, full_window(settings), _EVENTS, self._receive, self._on_event
@@ -165,7 +167,11 @@ class DealerComm(ZmqComm):
             self._enqueue(rest, sum(map(len, rest)))
 
     def _release(self, *, hard: bool) -> None:
-        self._socket.close(linger_ms=0 if hard else LINGER_MS)
+        # libzmq 4.3.5 aborts the process when a link breaks while its socket closes without lingering and half of a message of
+        # two parts is sent. So a break is one of the connection, and the socket lingers with nothing to send by.
+        if hard and self._connection is not None:
+            self._connection.hang_up()
+        self._socket.close(linger_ms=0 if self._connection is None else LINGER_MS)
         if not self._accepted.done():
             self._accepted.cancel()
 
@@ -198,7 +204,7 @@ class DealerComm(ZmqComm):
     def _on_event(self, event: int, value: int) -> None:
         if event == zmq.EVENT_CONNECTED:
             self._connected = True
-            self._learn_local_address(value)
+            self._learn_addresses(value)
         elif not self._connected:
             self._fail(NotConnectedError())
         elif event == zmq.EVENT_DISCONNECTED:
@@ -221,10 +227,11 @@ class DealerComm(ZmqComm):
         self._fail(ConnectionRefusedByPeerError(f"{self.peer_address} hung up: is a zmqtasks node over zmq there?"))
         self.link_lost()
 
-    def _learn_local_address(self, fd: int) -> None:
+    def _learn_addresses(self, fd: int) -> None:
         handle = borrowed_socket(fd)
         if handle is not None:
-            with handle:
+            with handle, contextlib.suppress(OSError):  # it is gone already
+                self._connection = Connection(fd, handle.getpeername()[:2], float("inf"))
                 host, port = handle.getsockname()[:2]
                 self.same_host = self.same_host or host == self._numeric_host
                 self.local_address = format_host_port(self._scheme, host, port)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import concurrent.futures
+import functools
 import itertools
 import threading
 from collections import deque
@@ -19,6 +20,7 @@ from zmqtasks import sessions
 from zmqtasks.errors import ClientClosedError, ConfigError, SerializationError, TaskTimeoutError
 from zmqtasks.fetching import Deadline, result_async, run_on, task_waiting, wait_settled
 from zmqtasks.future import Future
+from zmqtasks.nodes.client.gate import in_slices
 from zmqtasks.nodes.client.state import CANCELLED, FutureState
 from zmqtasks.nodes.client.waiters import add_waiter
 
@@ -152,10 +154,11 @@ class ClientExecutor(concurrent.futures.Executor):
             given = [wrapped for wrapped in self._given if wrapped.ender != threading.get_ident()]
         wait_settled(mapped)
         with task_waiting():
-            concurrent.futures.wait(given)
+            in_slices(lambda slice_s: not concurrent.futures.wait(given, slice_s).not_done, None)
             if not self._client._node.callbacks.is_current():
                 with self._changed:
-                    self._changed.wait_for(lambda: self._given.keys().isdisjoint(given))
+                    over = functools.partial(self._given.keys().isdisjoint, given)
+                    in_slices(lambda slice_s: self._changed.wait_for(over, slice_s), None)
 
     def _cancel_queued(self) -> None:
         given_to_workers = run_on(self._client._node, lambda: self._client._keys_by_worker("processing", None))
@@ -317,7 +320,17 @@ class _ExecutorFuture(concurrent.futures.Future[Any]):
         if self.done():
             return super().exception()
         with task_waiting():
-            return super().exception(timeout)
+            in_slices(self._ends_in, timeout)
+        return super().exception(0)
+
+    def _ends_in(self, timeout_s: float) -> bool:
+        try:
+            super().exception(timeout_s)
+        except concurrent.futures.TimeoutError:
+            return self.done()
+        except concurrent.futures.CancelledError:
+            pass
+        return True
 
     def _may_end(self) -> bool:
         """True once: for whoever ends it."""

@@ -17,10 +17,21 @@ _TAKES_SIGNALS = ("CALL", "RESUME", "JUMP_BACKWARD")
 
 @functools.cache
 def _moments(code: CodeType) -> frozenset[int]:
-    """The offsets of the instructions before which a signal handler may run."""
+    """The offsets of the instructions before which a signal handler may run.
+
+    To Python the interrupt belongs to the instruction before. Where the two are not under the same `try`, as between a call
+    and the `finally` behind it, an interrupt here would be caught otherwise than a real one: these are left out.
+    """
     instructions = list(dis.get_instructions(code))
+    tries = dis._parse_exception_table(code)  # type: ignore[attr-defined]
+
+    def handlers(offset: int) -> list[int]:
+        return [each.target for each in tries if each.start <= offset < each.end]
+
     return frozenset(
-        after.offset for before, after in itertools.pairwise(instructions) if before.opname.startswith(_TAKES_SIGNALS)
+        after.offset
+        for before, after in itertools.pairwise(instructions)
+        if before.opname.startswith(_TAKES_SIGNALS) and handlers(before.offset) == handlers(after.offset)
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +13,8 @@ from typing import Any
 import pytest
 from interrupting import Interrupt
 
-from zmqtasks import Client, as_completed, wait
+from zmqtasks import Client, as_completed, sessions, wait
+from zmqtasks.nodes.client.gate import LOOK_S, closed_gate, in_slices, open_gate, pass_gate
 from zmqtasks.nodes.client.lock import UninterruptedLock
 
 CALLS: dict[str, Callable[[Client], Any]] = {
@@ -44,6 +46,7 @@ def test_the_client_goes_on(client: Client, call: Callable[[Client], Any]) -> No
             with interrupt.armed():
                 call(client)
             interrupted = interrupt.happened
+            assert sessions.receiving.client is None, interrupt.where
             told: list[Any] = []
             # in another thread: what waits for a lock that is held for ever can't be interrupted
             asking = threading.Thread(target=lambda told=told: told.append(client.submit(abs, -2).result(timeout=30)))
@@ -109,3 +112,45 @@ def test_other_threads_leave_signals_alone() -> None:
         assert signal.getsignal(signal.SIGINT) is not former
     thread.join()
     assert signal.getsignal(signal.SIGINT) is former
+
+
+def test_an_interrupt_just_before_the_wait() -> None:
+    """It does not wake the wait, and its handler has not run yet: as it is when another thread takes over in between."""
+    waits = 0
+
+    def wait_unwoken(slice_s: float) -> bool:
+        nonlocal waits
+        waits += 1
+        assert waits == 1, "the interrupt was not heard after the first wait"
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+            return closed_gate().acquire(timeout=slice_s)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+    with pytest.raises(KeyboardInterrupt):
+        in_slices(wait_unwoken, None)
+
+
+def test_slices_of_a_wait() -> None:
+    slices: list[float] = []
+
+    def wait_and_tell(slice_s: float) -> bool:
+        slices.append(slice_s)
+        return closed_gate().acquire(timeout=slice_s)
+
+    assert not in_slices(wait_and_tell, 3 * LOOK_S)
+    assert len(slices) >= 3
+    assert max(slices) <= LOOK_S
+    gate = closed_gate()
+    assert not pass_gate(gate, 0.0)
+    assert not pass_gate(gate, -1.0)
+    start = time.monotonic()
+    assert not pass_gate(gate, 1.5 * LOOK_S)
+    assert time.monotonic() - start >= 1.5 * LOOK_S
+    threading.Timer(1.5 * LOOK_S, open_gate, (gate,)).start()
+    assert pass_gate(gate, None)
+    open_gate(gate)
+    open_gate(gate)
+    assert pass_gate(gate, 0.0)

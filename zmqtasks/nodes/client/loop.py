@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from zmqtasks.nodes.client.gate import closed_gate, open_gate, pass_gate
+
 T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, T]]
 """What makes a coroutine, in the loop: no interrupt can come between its making and its beginning there."""
@@ -53,7 +55,7 @@ class LoopThread:
                     "do it in another thread, or use Client(asynchronous=True)"
                 )
             self.loop.call_soon_threadsafe(run.begin)
-            return run.result.result(timeout_s)
+            return run.result(timeout_s)
         except BaseException:
             run.give_up()
             raise
@@ -65,27 +67,37 @@ class _Run(Generic[T]):
     """One piece of work for a loop. Unlike `asyncio.run_coroutine_threadsafe`, it leaves nothing behind that was never awaited."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, work: Work[T]) -> None:
-        self.result: concurrent.futures.Future[T] = concurrent.futures.Future()
         self._loop = loop
         self._work = work
         self._task: asyncio.Task[T] | None = None
+        self._given_up = False
+        self._ended = closed_gate()
 
     def begin(self) -> None:
-        if self.result.set_running_or_notify_cancel():
+        if not self._given_up:
             self._task = self._loop.create_task(self._work())
             self._task.add_done_callback(self._end)
 
     def _end(self, task: asyncio.Task[T]) -> None:
-        if task.cancelled():
-            self.result.set_exception(concurrent.futures.CancelledError())
-        elif (error := task.exception()) is not None:
-            self.result.set_exception(error)
-        else:
-            self.result.set_result(task.result())
+        if not task.cancelled():
+            task.exception()  # it is told of as never retrieved otherwise, when nobody waits any more
+        open_gate(self._ended)
+
+    def result(self, timeout_s: float | None) -> T:
+        if not pass_gate(self._ended, timeout_s):
+            raise TimeoutError
+        assert self._task is not None
+        try:
+            return self._task.result()
+        except asyncio.CancelledError:
+            raise concurrent.futures.CancelledError from None
+        finally:
+            del self  # the traceback has this frame
 
     def give_up(self) -> None:
         """Nobody waits any more: ends the work, also before it has begun."""
-        if not self.result.cancel() and not self.result.done():
+        self._given_up = True
+        if self._ended.locked():
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._cancel)
 

@@ -7,16 +7,12 @@ record that isn't FINISHED (whoever gathers results need not wait for the others
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import Iterable
 from typing import Any, Protocol
 
+from zmqtasks.nodes.client.gate import closed_gate, open_gate, pass_gate
 from zmqtasks.nodes.client.state import FINISHED, PENDING, FutureState, Waiter
-
-_allocate_lock = threading.Lock
-
-MAX_WAIT_S = threading.TIMEOUT_MAX
 
 
 class Countdown:
@@ -46,20 +42,14 @@ class ThreadCountdown(Countdown):
 
     def __init__(self, eager: bool = False) -> None:
         super().__init__(eager)
-        self._gate = _allocate_lock()
-        self._gate.acquire()
+        self._gate = closed_gate()
 
     def wake(self) -> None:
-        try:
-            self._gate.release()
-        except RuntimeError:  # awake already
-            pass
+        open_gate(self._gate)
 
     def wait(self, timeout_s: float | None) -> bool:
         """Whether it was woken in time. Ctrl-C raises KeyboardInterrupt in the main thread."""
-        if timeout_s is None:
-            return self._gate.acquire()
-        return self._gate.acquire(timeout=min(max(timeout_s, 0.0), MAX_WAIT_S))
+        return pass_gate(self._gate, timeout_s)
 
 
 class LoopCountdown(Countdown):
@@ -120,23 +110,17 @@ class ThreadQueue:
 
     def __init__(self) -> None:
         self.items: deque[FutureState] = deque()
-        self._gate = _allocate_lock()
-        self._gate.acquire()
+        self._gate = closed_gate()
 
     def put(self, state: FutureState) -> None:
         self.items.append(state)
-        try:
-            self._gate.release()
-        except RuntimeError:
-            pass
+        open_gate(self._gate)
 
     def wait(self, timeout_s: float | None) -> bool:
         """Whether there is an item, or was one put, in time; may be true once too often."""
         if self.items:
             return True
-        if timeout_s is None:
-            return self._gate.acquire()
-        return self._gate.acquire(timeout=min(max(timeout_s, 0.0), MAX_WAIT_S))
+        return pass_gate(self._gate, timeout_s)
 
 
 class LoopQueue:

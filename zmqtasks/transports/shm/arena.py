@@ -192,6 +192,13 @@ class Arena:
         while written < len(content):
             written += os.pwrite(self._file, content[written:], at + written)
 
+    def mapped(self, block: Block, size_bytes: int) -> memoryview | None:
+        """The memory of a block that is held, to copy so much into it; None when its pages are not all there."""
+        if size_bytes > block.present:
+            return None
+        self.copied_bytes += size_bytes
+        return self._memory[block.offset : block.offset + size_bytes]
+
     def filled(self, block: Block) -> None:
         """The content is complete. Its pages are there now, mapped or not."""
         if block.filled > _MAPPED_BLOCK_BYTES:

@@ -18,6 +18,7 @@ from zmqtasks.transports.base import LinkSettings
 from zmqtasks.transports.shm import housekeeping, leases, patience
 from zmqtasks.transports.shm.arena import Arena, Block
 from zmqtasks.transports.shm.channel import Channel
+from zmqtasks.transports.shm.copying import Copy
 from zmqtasks.transports.shm.wire import ShmReader, pack_lent
 from zmqtasks.transports.stream_comm import StreamComm
 
@@ -33,15 +34,14 @@ _PIECE_BYTES = 8 * MIB
 class _Message:
     """A message whose large frames are on their way into the arena."""
 
-    __slots__ = ("block", "blocks", "copied", "frames", "index", "large", "lasting", "lent", "size", "waited")
+    __slots__ = ("blocks", "copy", "frames", "index", "large", "lasting", "lent", "size", "waited")
 
     def __init__(self, frames: list[Buffer], large: list[int], lasting: bool) -> None:
         self.frames = frames
         self.large = large
         self.lasting = lasting
         self.index = 0  # of the large frame that is being copied, in `large`
-        self.block: Block | None = None  # where it goes
-        self.copied = 0
+        self.copy: Copy | None = None
         self.waited = False  # for a warm block, which is done once
         self.lent: dict[int, tuple[int, int]] = {}
         self.blocks: list[Block] = []  # in the order of `lent`
@@ -147,7 +147,7 @@ class ShmComm(StreamComm):
             index = message.large[message.index]
             frame = message.frames[index]
             view = as_bytes_view(frame)
-            if message.block is None:
+            if message.copy is None:
                 if channel is None or not channel.offer():
                     message.index += 1
                     continue
@@ -159,17 +159,14 @@ class ShmComm(StreamComm):
                     continue
                 if len(view) >= patience.FROM_BYTES and self._begins_wait(message, len(view)):
                     return 0
-                message.block = arena.take(len(view))
-                if message.block is None:  # full: the bytes themselves go through the socket
+                block = arena.take(len(view))
+                if block is None:  # full: the bytes themselves go through the socket
                     message.index += 1
                     continue
-                message.copied = 0
-            piece = view[message.copied : message.copied + budget]
-            arena.fill(message.block, message.copied, piece)
-            message.copied += len(piece)
-            budget -= len(piece)
-            if message.copied == len(view):
-                block, message.block = message.block, None
+                message.copy = Copy(arena, block, view)
+            budget -= message.copy.advance(budget)
+            if message.copy.complete:
+                block, message.copy = message.copy.block, None
                 arena.filled(block)
                 if message.lasting and isinstance(frame, memoryview):
                     arena.keep(frame, block)
@@ -324,8 +321,11 @@ class ShmComm(StreamComm):
     def _drop(self, *, hard: bool) -> None:
         self._end_wait()
         for message in self._outgoing:
-            for block in (*message.blocks, *((message.block,) if message.block else ())):
-                assert self._arena is not None
+            assert self._arena is not None
+            if message.copy is not None:
+                message.copy.stop()
+                message.blocks.append(message.copy.block)
+            for block in message.blocks:
                 self._arena.release(block)
         self._outgoing.clear()
         self._outgoing_bytes = 0

@@ -135,7 +135,7 @@ async def _reads(reader: _Reader, size: int) -> None:
 
 
 def _copy(copy: Copy) -> None:
-    while not copy.complete:
+    while not copy.is_complete():
         copy.advance(8 * MIB)
 
 

@@ -135,7 +135,7 @@ class ClientExecutor(concurrent.futures.Executor):
         """
         with self._changed:
             self._shut_down = True
-            self._changed.wait_for(lambda: not self._entering)
+            in_slices(lambda slice_s: self._changed.wait_for(lambda: not self._entering, slice_s), None)
             unfinished = bool(self._mapped) or not all(wrapped.done() for wrapped in self._given)
         if unfinished and (wait or cancel_futures) and _brings_results(self._client):
             raise RuntimeError(
@@ -154,7 +154,8 @@ class ClientExecutor(concurrent.futures.Executor):
             given = [wrapped for wrapped in self._given if wrapped.ender != threading.get_ident()]
         wait_settled(mapped)
         with task_waiting():
-            in_slices(lambda slice_s: not concurrent.futures.wait(given, slice_s).not_done, None)
+            for wrapped in given:
+                in_slices(wrapped.ends_in, None)
             if not self._client._node.callbacks.is_current():
                 with self._changed:
                     over = functools.partial(self._given.keys().isdisjoint, given)
@@ -320,10 +321,11 @@ class _ExecutorFuture(concurrent.futures.Future[Any]):
         if self.done():
             return super().exception()
         with task_waiting():
-            in_slices(self._ends_in, timeout)
+            in_slices(self.ends_in, timeout)
         return super().exception(0)
 
-    def _ends_in(self, timeout_s: float) -> bool:
+    def ends_in(self, timeout_s: float) -> bool:
+        """Waits so long, and tells whether it has ended."""
         try:
             super().exception(timeout_s)
         except concurrent.futures.TimeoutError:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import socket
+
 from zmqtasks.protocol.frames import MIB
 from zmqtasks.testing.comms import Recorder, wait_until
 from zmqtasks.testing.conformance import TransportConformance
 from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, ConformanceBase
+from zmqtasks.transports.zeromq.connection import Connection
 
 
 class TestZeroMq(TransportConformance):
@@ -42,3 +45,25 @@ class TestCredits(ConformanceBase):
                 assert ours.statistics().credit_bytes == 0
 
         self.run(test())
+
+
+def test_who_hangs_up_knows_the_connection_from_the_next_one_by_its_descriptor() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        first = socket.create_connection(server.getsockname())
+        fd = first.fileno()
+        connection = Connection.found(fd)
+        assert connection is not None
+        first.close()
+        assert Connection.found(fd) is None
+        with socket.create_connection(server.getsockname()) as second:
+            assert second.fileno() == fd, "the kernel gives the lowest descriptor that is free"
+            connection.hang_up()
+            accepted = [server.accept()[0] for _ in range(2)]
+            second.sendall(b"lives")
+            assert accepted[1].recv(5) == b"lives"
+            found = Connection.found(fd)
+            assert found is not None
+            found.hang_up()
+            assert accepted[1].recv(5) == b""
+            for each in accepted:
+                each.close()

@@ -6,12 +6,13 @@ import asyncio
 import os
 import threading
 import weakref
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from zmqtasks.config import Config
 from zmqtasks.deploy.serve import Node, run_loop
+from zmqtasks.nodes.client.gate import in_slices
 from zmqtasks.security import Security
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ class _Nodes:
 
     def start(self) -> str:
         self._thread.start()
+        in_slices(lambda slice_s: not wait((self._started,), slice_s).not_done, None)
         return self._started.result()
 
     def end(self, owner_pid: int) -> None:

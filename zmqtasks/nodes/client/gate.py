@@ -42,7 +42,7 @@ def in_slices(wait: Callable[[float], bool], timeout_s: float | None) -> bool:
         while not wait(LOOK_S):
             pass
         return True
-    end = time.monotonic() + timeout_s
+    end = time.monotonic() + min(timeout_s, threading.TIMEOUT_MAX)
     while timeout_s > LOOK_S:
         if wait(LOOK_S):
             return True

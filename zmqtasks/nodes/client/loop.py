@@ -71,20 +71,25 @@ class _Run(Generic[T]):
         self._work = work
         self._task: asyncio.Task[T] | None = None
         self._given_up = False
-        self._ended = closed_gate()
+        self._over = False
+        self._gate = closed_gate()
 
     def begin(self) -> None:
         if not self._given_up:
-            self._task = self._loop.create_task(self._work())
+            self._task = self._loop.create_task(self._do())
             self._task.add_done_callback(self._end)
+
+    async def _do(self) -> T:
+        return await self._work()
 
     def _end(self, task: asyncio.Task[T]) -> None:
         if not task.cancelled():
             task.exception()  # it is told of as never retrieved otherwise, when nobody waits any more
-        open_gate(self._ended)
+        self._over = True
+        open_gate(self._gate)
 
     def result(self, timeout_s: float | None) -> T:
-        if not pass_gate(self._ended, timeout_s):
+        if not pass_gate(self._gate, timeout_s):
             raise TimeoutError
         assert self._task is not None
         try:
@@ -97,7 +102,7 @@ class _Run(Generic[T]):
     def give_up(self) -> None:
         """Nobody waits any more: ends the work, also before it has begun."""
         self._given_up = True
-        if self._ended.locked():
+        if not self._over:
             with suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._cancel)
 

@@ -164,13 +164,17 @@ class ShmComm(StreamComm):
                     message.index += 1
                     continue
                 message.copy = Copy(arena, block, view)
-            budget -= message.copy.advance(budget)
-            if message.copy.complete:
-                block, message.copy = message.copy.block, None
-                arena.filled(block)
-                if message.lasting and isinstance(frame, memoryview):
-                    arena.keep(frame, block)
-                self._lend(message, index, block, block.offset, len(view))
+            copied = message.copy.advance(budget)
+            budget -= copied
+            if not message.copy.is_complete():
+                if copied:
+                    continue
+                return 0  # the helper has the rest: the next turn looks again
+            block, message.copy = message.copy.block, None
+            arena.filled(block)
+            if message.lasting and isinstance(frame, memoryview):
+                arena.keep(frame, block)
+            self._lend(message, index, block, block.offset, len(view))
         return budget
 
     def _begins_wait(self, message: _Message, size_bytes: int) -> bool:

@@ -1,12 +1,13 @@
 """Copying a frame into a block of the arena: piece by piece, the large ones with a second thread.
 
 One processor alone does not fill the memory's bandwidth: it copies 12 GB/s into warm memory, two 16 (`python -m bench.shm`).
-So the loop copies from the front and a helper from the back, until they meet: a helper that gets no processor costs
-nothing. New pages are written by one alone, as the kernel lets one writer at a time into a file.
+So the loop copies from the front and a helper from the back, until they meet; a helper that gets no processor leaves
+all to the loop. New pages are written by one alone, as the kernel lets one writer at a time into a file.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import threading
@@ -16,11 +17,16 @@ import numpy as np
 from zmqtasks.protocol.frames import MIB
 from zmqtasks.transports.shm.arena import Arena, Block
 
+_log = logging.getLogger(__name__)
+
 HELP_FROM_BYTES = 8 * MIB
 """Smaller frames are copied almost before the helper is awake."""
 
 _CHUNK_BYTES = 2 * MIB
-"""What the helper takes at a time, and so what the loop may have to wait for when they have met: 0.2 ms."""
+"""What the helper takes at a time: 0.2 ms."""
+
+_LAST_CHUNK_S = 0.001
+"""How long the loop waits for the helper's last piece in one turn; a helper that lost its processor has it look again."""
 
 
 class Copy:
@@ -36,16 +42,20 @@ class Copy:
         self._help: _Help | None = None
         if len(content) >= HELP_FROM_BYTES and _several_processors():
             target = arena.mapped(block, len(content))
-            if target is not None:
+            helper = _helper() if target is not None else None
+            if target is not None and helper is not None:
                 self._help = _Help(target, content)
+                helper.put(self._help)
 
-    @property
-    def complete(self) -> bool:
-        """Whether all is there. May wait for the helper's last piece."""
+    def is_complete(self) -> bool:
+        """Whether all is there; may wait a little for the helper's last piece."""
+        if self._help is not None and self._help.failed:  # the loop does it all again, alone
+            self._help.stop()
+            self._help = None
         return self._done == len(self._content) if self._help is None else self._help.has_met()
 
     def advance(self, budget: int) -> int:
-        """Copies a piece of at most `budget` bytes, and tells its size."""
+        """Copies a piece of at most `budget` bytes, and tells its size: 0 when there is nothing left to begin with."""
         if self._help is not None:
             return self._help.copy_front(budget)
         piece = self._content[self._done : self._done + budget]
@@ -62,7 +72,7 @@ class Copy:
 class _Help:
     """A copy by two threads; what is between `_front` and `_back` nobody has begun with."""
 
-    __slots__ = ("_back", "_front", "_helping", "_lock", "_source", "_target")
+    __slots__ = ("_back", "_front", "_helping", "_lock", "_source", "_target", "failed")
 
     def __init__(self, target: memoryview, source: memoryview) -> None:
         self._target = np.frombuffer(target, np.uint8)
@@ -71,7 +81,8 @@ class _Help:
         self._back = len(source)
         self._lock = threading.Lock()
         self._helping = threading.Lock()  # the helper has it while it copies
-        _ask_helper(self)
+        self.failed = False
+        """A piece was taken that may not have been copied."""
 
     def copy_front(self, budget: int) -> int:
         with self._lock:
@@ -82,10 +93,10 @@ class _Help:
         return end - start
 
     def has_met(self) -> bool:
-        if self._front < self._back:
+        if self._front < self._back or not self._helping.acquire(timeout=_LAST_CHUNK_S):
             return False
-        with self._helping:
-            return True
+        self._helping.release()
+        return not self.failed
 
     def copy_back(self) -> None:
         """The helper's share."""
@@ -105,29 +116,51 @@ class _Help:
             pass
 
     def _copy(self, start: int, end: int) -> None:
-        np.copyto(self._target[start:end], self._source[start:end])  # without the GIL
+        try:
+            np.copyto(self._target[start:end], self._source[start:end])  # without the GIL
+        except BaseException:
+            self.failed = True
+            raise
 
 
-_waiting: queue.SimpleQueue[_Help] = queue.SimpleQueue()
-_helper: threading.Thread | None = None
-_helper_lock = threading.Lock()
+_Queue = queue.SimpleQueue[_Help]
+_thread: threading.Thread | None = None
+_queue: _Queue = queue.SimpleQueue()
+_starting = threading.Lock()
 
 
-def _ask_helper(copy: _Help) -> None:
-    global _helper
-    _waiting.put(copy)
-    if _helper is None or not _helper.is_alive():  # in a forked process it is not
-        with _helper_lock:
-            if _helper is None or not _helper.is_alive():
-                _helper = threading.Thread(target=_run_helper, name="zmqtasks-copy", daemon=True)
-                _helper.start()
+def _helper() -> _Queue | None:
+    """What the helper of this process takes copies from; None when the system gives no thread."""
+    global _thread
+    if _thread is None:
+        with _starting:
+            if _thread is None:
+                thread = threading.Thread(target=_run_helper, args=(_queue,), name="zmqtasks-copy", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # too many threads, or the interpreter ends
+                    return None
+                _thread = thread
+    return _queue
 
 
-def _run_helper() -> None:
+def _run_helper(copies: _Queue) -> None:
     while True:
-        _waiting.get().copy_back()
+        try:
+            copies.get().copy_back()
+        except Exception:
+            _log.exception("copying with a helper failed: the loop copies alone")
 
 
 def _several_processors() -> bool:
     affinity = getattr(os, "sched_getaffinity", None)
     return len(affinity(0)) > 1 if affinity is not None else (os.cpu_count() or 1) > 1
+
+
+def _forget_after_fork() -> None:
+    """A child has no helper, and no business with what its parent was copying."""
+    global _thread, _queue, _starting
+    _thread, _queue, _starting = None, queue.SimpleQueue(), threading.Lock()
+
+
+os.register_at_fork(after_in_child=_forget_after_fork)

@@ -1,7 +1,7 @@
 """Connections, which belong to libzmq: what can be known of them, and done to them, from outside.
 
-libzmq may close a descriptor at any time, and the kernel give it to something else: every look takes a handle of its
-own, and goes by the name of the other end.
+libzmq may close a descriptor at any time, and the kernel give it to something else, perhaps to another link with the same
+peer: every look takes a handle of its own, and goes by the names of both ends.
 """
 
 from __future__ import annotations
@@ -30,13 +30,27 @@ class Connection:
 
     fd: int
     name: tuple[str, int]
-    hang_up_at: float
+    """Of the other end."""
+    own_name: tuple[str, int]
+    hang_up_at: float = float("inf")
     """When to hang up; infinity: not at all."""
     comm: RouterComm | None = None
     over: bytes | None = None
     """The routing id of its comm that has ended: what still comes from there is of no interest."""
     seen_bytes: int = 0
     """Taken from ZeroMQ, with what the ZMTP framing takes at most."""
+
+    @classmethod
+    def found(cls, fd: int) -> Connection | None:
+        """What that descriptor of libzmq's is now; None when it is nothing."""
+        handle = borrowed_socket(fd)
+        if handle is None:
+            return None
+        with handle:
+            try:
+                return cls(fd, handle.getpeername()[:2], handle.getsockname()[:2])
+            except OSError:
+                return None
 
     def received_bytes(self) -> int:
         """What the kernel has received by it in all; 0 where it does not tell, or when it is gone."""
@@ -72,7 +86,7 @@ class Connection:
         handle = borrowed_socket(self.fd)
         if handle is not None:
             try:
-                if handle.getpeername()[:2] == self.name:
+                if handle.getpeername()[:2] == self.name and handle.getsockname()[:2] == self.own_name:
                     return handle
             except OSError:
                 pass

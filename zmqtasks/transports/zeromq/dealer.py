@@ -23,7 +23,6 @@ from zmqtasks.transports.zeromq.sockets import (
     LINGER_MS,
     MORE_DONTWAIT,
     MonitoredSocket,
-    borrowed_socket,
     receive_control,
 )
 
@@ -60,6 +59,7 @@ class DealerComm(ZmqComm):
         self.same_host = ipaddress.ip_address(numeric_host.partition("%")[0]).is_loopback
         self._scheme = where.scheme
         self._numeric_host = numeric_host
+        self._port = where.port
         self._session = os.urandom(SESSION_BYTES)
         self._accepted: asyncio.Future[None] = loop.create_future()
         self._connected = False
@@ -171,7 +171,7 @@ class DealerComm(ZmqComm):
         # two parts is sent. So a break is one of the connection, and the socket lingers with nothing to send by.
         if hard and self._connection is not None:
             self._connection.hang_up()
-        self._socket.close(linger_ms=0 if self._connection is None else LINGER_MS)
+        self._socket.close(linger_ms=0 if hard and not self._connected else LINGER_MS)
         if not self._accepted.done():
             self._accepted.cancel()
 
@@ -228,10 +228,9 @@ class DealerComm(ZmqComm):
         self.link_lost()
 
     def _learn_addresses(self, fd: int) -> None:
-        handle = borrowed_socket(fd)
-        if handle is not None:
-            with handle, contextlib.suppress(OSError):  # it is gone already
-                self._connection = Connection(fd, handle.getpeername()[:2], float("inf"))
-                host, port = handle.getsockname()[:2]
-                self.same_host = self.same_host or host == self._numeric_host
-                self.local_address = format_host_port(self._scheme, host, port)
+        found = Connection.found(fd)
+        if found is not None and found.name[1] == self._port:  # or it is gone, and the descriptor something else
+            self._connection = found
+            host, port = found.own_name
+            self.same_host = self.same_host or host == self._numeric_host
+            self.local_address = format_host_port(self._scheme, host, port)

@@ -45,7 +45,6 @@ from zmqtasks.transports.zeromq.sockets import (
     LINGER_MS,
     MORE_DONTWAIT,
     MonitoredSocket,
-    borrowed_socket,
     make_routing_ids_unpredictable,
     receive_control,
     source_fd,
@@ -341,15 +340,10 @@ class Router:
             self._unbound.set_result(None)
 
     def _on_accepted(self, fd: int) -> None:
-        handle = borrowed_socket(fd)
-        if handle is None:
+        connection = Connection.found(fd)
+        if connection is None:
             return
-        with handle:
-            try:
-                name = handle.getpeername()[:2]
-            except OSError:
-                return
-        connection = Connection(fd, name, self.loop.time() + min(_HELLO_S, self.settings.connect_timeout_s))
+        connection.hang_up_at = self.loop.time() + min(_HELLO_S, self.settings.connect_timeout_s)
         self._connections[fd] = connection
         self._watch(connection)
         if len(self._watched) > _MOST_STRANGERS:

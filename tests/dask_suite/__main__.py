@@ -26,7 +26,8 @@ def main(arguments: list[str]) -> int:
     named = [argument for argument in arguments if argument in PARTS]
     options = [argument for argument in arguments if argument not in PARTS]
     paths = [str(package / path) for part in named or PARTS for path in PARTS[part]]
-    # No configuration of this project: warnings are dask's own business.
+    # No configuration of this project: warnings are dask's own business. Tracebacks are Python's: for others pytest parses source,
+    # which fails in CPython 3.11 while a thread of a worker parses too, as `DataFrame.eval` does, and ends the whole run.
     own = [
         "-c",
         "/dev/null",
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
         "-p",
         "no:cacheprovider",
     ]
-    return int(pytest.main([*own, "-q", "--import-mode=importlib", "--timeout=120", "--tb=short", *options, *paths]))
+    return int(pytest.main([*own, "-q", "--import-mode=importlib", "--timeout=120", "--tb=native", *options, *paths]))
 
 
 if __name__ == "__main__":

@@ -413,6 +413,14 @@ def cut_link(dask_worker) -> None:
     dask_worker.loop.call_soon_threadsafe(dask_worker.channel._comm.abort, "cut by a test")
 
 
+def cut_own_link(client: Client) -> None:
+    """In the loop, which alone changes links."""
+    channel = client._node.channel
+    assert channel is not None
+    if channel._comm is not None:  # else it is still cut
+        channel._comm.abort("cut by a test")
+
+
 def test_calls_are_made_once_and_in_order_whatever_happens_to_links(client):
     counter = client.submit(Counter, actor=True).result()
     _, address, _ = counter.where().result()
@@ -420,8 +428,7 @@ def test_calls_are_made_once_and_in_order_whatever_happens_to_links(client):
     for number in range(200):
         calls.append(counter.slowly(number))
         if number in (20, 120):
-            node = client._node
-            node.loop.call_soon_threadsafe(node.channel._comm.abort, "cut by a test")
+            client._node.loop.call_soon_threadsafe(cut_own_link, client)
         if number in (60, 130):
             client.run(cut_link, workers=[address], wait=False)
     assert client.gather(calls) == list(range(200))

@@ -1,8 +1,8 @@
 """Waiting for a lock that somebody else releases, such that Ctrl-C is always heard.
 
 CPython's main thread looks for signals, releases the GIL, and only then goes to sleep. A signal in between does not wake it:
-its handler runs when the wait ends, which may be never. On a busy machine another thread takes over just there, and one
-Ctrl-C of ten is lost if it comes as the wait begins. So a wait looks up now and then.
+its handler runs when the wait ends, which may be never. On a busy machine another thread may take over just there, which makes
+the moment long. So a wait looks up now and then.
 """
 
 from __future__ import annotations

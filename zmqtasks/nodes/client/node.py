@@ -57,7 +57,7 @@ FIRST_NEWS_S = 2.0
 LINK_WARNING_S = 1.0
 """A link that is back by then is no news for the user."""
 
-ALONE_S = 0.0003
+ALONE_S = 0.0001
 """What is submitted at least so long after the last is sent at once; more often, and batches cost less."""
 COLLECT_AT_ONCE = 1_000
 """Dropped futures that are worth a message of their own when something arrives."""

@@ -292,7 +292,7 @@ class Client(Connection):
         states = [future._state for future in futures_of(futures)]
         with self._node.lock:
             self._node.machine.cancel(states, force, msg or reason or "")
-        self._node.wake()
+            self._node.wake()
         return self._nothing()
 
     def retry(self, futures: Any, asynchronous: bool | None = None) -> Any:
@@ -304,7 +304,7 @@ class Client(Connection):
         states = [future._state for future in futures_of(futures)]
         with self._node.lock:
             self._node.machine.retry(states)
-        self._node.wake()
+            self._node.wake()
         return self._nothing()
 
     def get_executor(self, **options: Any) -> Any:
@@ -331,7 +331,7 @@ class Client(Connection):
             if state is None:
                 state = FutureState(key, node, name)
                 node.machine.want(state)
-        node.wake()
+                node.wake()
         return state
 
     def __repr__(self) -> str:

@@ -93,7 +93,8 @@ async def scatter(
             op = DeclareData(list(new), [payload.nbytes for payload in payloads], workers, copies)
             node.machine.declare(op, payloads, [state for state, _ in new.values()])
     futures: list[Future[Any]] = [Future(state) for state in states]  # from here on, dropping them releases the data
-    node.wake()
+    with node.lock:
+        node.wake()
     await _wait_settled(node, states, Deadline(timeout_s))
     await node.placements.wait(states)
     for future in futures:

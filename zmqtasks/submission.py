@@ -63,7 +63,7 @@ class Submitter:
             if encoder.keys:
                 node.machine.release(encoder.keys)
             node.count_bytes(PER_TASK_BYTES + len(data))
-        node.wake()
+            node.wake()
         if node.is_backlogged():
             node.wait_backlog()
         return Future(state)
@@ -82,7 +82,7 @@ class Submitter:
             op = SubmitTasks(prepared.digest, name, first, 1, [], data, lengths, counts, list(inputs), options=options)
             machine.submit(op, prepared.code, (state,))
             node.count_bytes(PER_TASK_BYTES + len(data))
-        node.wake()
+            node.wake()
         if node.is_backlogged():
             node.wait_backlog()
         return Future(state)
@@ -106,7 +106,7 @@ class Submitter:
             if encoder.keys:
                 node.machine.release(encoder.keys)
             node.count_bytes(PER_TASK_BYTES + len(data))
-        node.wake()
+            node.wake()
         if node.is_backlogged():
             node.wait_backlog()
         return state
@@ -149,7 +149,7 @@ class Submitter:
             if encoder.keys:
                 with node.lock:
                     node.machine.release(encoder.keys)
-                node.wake()
+                    node.wake()
         return futures
 
     def _submit_batch(self, batch: _Columns, encoder: CallEncoder, count: int) -> Iterator[Future[Any]]:
@@ -163,7 +163,7 @@ class Submitter:
             self._declare(encoder)
             node.machine.submit(op, batch.prepared.code, states)
             node.count_bytes(PER_TASK_BYTES * count + len(op.args))
-        node.wake()
+            node.wake()
         return iter(futures)
 
     def _submit_named(
@@ -203,7 +203,7 @@ class Submitter:
             finally:
                 if release and encoder.keys:
                     machine.release(encoder.keys)
-        node.wake()
+            node.wake()
         return list(map(Future, states))
 
     def _declare(self, encoder: CallEncoder) -> None:

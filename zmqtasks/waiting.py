@@ -115,7 +115,7 @@ def fire_and_forget(obj: Any) -> None:
         node.check_usable()
         with node.lock:
             node.machine.keep(keys)
-        node.wake()
+            node.wake()
 
 
 # --- as_completed ---------------------------------------------------------------------------------------------------

@@ -123,7 +123,7 @@ class GraphSubmission:
             left = [self._wire[key] for key in self._unreleased]
             with self._node.lock:
                 self._node.machine.release(left + self._encoder.keys)
-            self._node.wake()
+                self._node.wake()
 
     # What is needed
 
@@ -211,10 +211,10 @@ class GraphSubmission:
                 if not self._uses[need] and need in self._unreleased:
                     self._unreleased.discard(need)
                     done.append(self._wire[need])
-        if done:
-            with self._node.lock:
+        with self._node.lock:
+            if done:
                 self._node.machine.release(done)
-        self._node.wake()
+            self._node.wake()
 
     def _keep_value(self, key: Any, node: GraphNode) -> bool:
         """Whether a plain value needs no task: it is small, or bulky and goes to workers as data."""

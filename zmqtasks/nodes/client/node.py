@@ -191,19 +191,20 @@ class ClientNode:
     # Sending
 
     def wake(self) -> None:
-        """Sends what the machine has to say: from this thread if it is the first for a while, else the loop does it in batches."""
+        """Sends what the machine has to say; to be called under the lock, with what is to be sent.
+
+        From this thread if it is the first for a while, else the loop does it, in batches.
+        """
         now = time.perf_counter()
         alone = now - self._woken_at > ALONE_S
         self._woken_at = now
-        if alone and self._flush_directly():
+        if self._flush_due or (alone and self._flush_directly()):
             return
-        if not self._flush_due:
-            with self.lock:  # no interrupt between the two
-                self._flush_due = True
-                try:
-                    self.loop.call_soon_threadsafe(self.flush)
-                except RuntimeError:  # closed, at exit
-                    pass
+        self._flush_due = True
+        try:
+            self.loop.call_soon_threadsafe(self.flush)
+        except RuntimeError:  # closed, at exit
+            pass
 
     def wake_to_collect(self) -> None:
         """A future was dropped while nobody looked. Takes no lock: garbage collection may run this anywhere."""
@@ -217,7 +218,7 @@ class ClientNode:
         """Sends an op that changes nothing here."""
         with self.lock:
             self.machine.send(op)
-        self.wake()
+            self.wake()
 
     def count_bytes(self, size_bytes: int) -> None:
         """About so much was added to the machine's outbox (under the lock)."""
@@ -239,10 +240,7 @@ class ClientNode:
     def _flush_directly(self) -> bool:
         """Sends from the calling thread; False when that can't be done now."""
         channel = self.channel
-        if channel is None or self.ended or self._flush_due or self.lock.locked():
-            return False
-        with self.lock:
-            return channel.send_taken(self._take)
+        return channel is not None and not self.ended and channel.send_taken(self._take)
 
     def _take(self) -> list[Op]:
         self.machine.collect_dropped()

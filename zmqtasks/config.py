@@ -41,8 +41,9 @@ class Config:
     """Tasks per submit op: bounds the time that one op holds the scheduler."""
     client_backlog_bytes: int = 64 << 20
     """Submitting waits while more than this is queued towards the scheduler."""
-    spin_s: float = 0.0003
-    """How long a scheduler looks for the next message before it sleeps, where they come that soon one upon the other."""
+    spin_s: float = 0.0006
+    """How long a scheduler looks for the next message before it sleeps, where they come that soon one upon the other, and a worker
+    is idle."""
     prefetch_s: float = 0.005
     """Estimated work that a worker is given beyond what it runs."""
     allowed_failures: int = 3

@@ -10,13 +10,13 @@ import pytest
 from zmqtasks.nodes.lookout import Lookout
 
 
-async def _turns(lookout: Lookout, messages: int, pause_s: float = 0.0) -> tuple[int, float]:
+async def _turns(lookout: Lookout, messages: int, pause_s: float = 0.0, awaited: bool = True) -> tuple[int, float]:
     """How often the loop turned after the messages until it slept, and the processor time it took."""
     loop = asyncio.get_running_loop()
     for number in range(messages):
         if number and pause_s:
             await asyncio.sleep(pause_s)
-        lookout.heard()
+        lookout.heard(awaited)
     turns = 0
     began = time.process_time()
     while lookout._turning:
@@ -37,5 +37,17 @@ def test_it_turns_where_messages_come_soon(messages: int, pause_s: float, spin_s
         turned, took_s = await _turns(Lookout(asyncio.get_running_loop(), spin_s), messages, pause_s)
         assert bool(turned) is turns
         assert took_s < 5  # it has ended
+
+    asyncio.run(test())
+
+
+def test_it_sleeps_when_all_have_work() -> None:
+    async def test() -> None:
+        lookout = Lookout(asyncio.get_running_loop(), 5.0)
+        assert (await _turns(lookout, 2, awaited=False))[0] == 0
+        lookout.heard(True)
+        assert lookout._turning
+        lookout.heard(False)
+        assert (await _turns(lookout, 0))[0] <= 1
 
     asyncio.run(test())

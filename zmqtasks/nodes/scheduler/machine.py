@@ -225,6 +225,11 @@ class SchedulerMachine:
                     out.append((outbox.session, outbox.take()))
         return out
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a thread of a worker is idle until the next message is handled; a lone worker may always become so."""
+        return bool(self.placement.idle) or len(self.state.workers) == 1
+
     def rest(self) -> None:
         """To be called when no task is left after many: gives memory back (see `SchedulerState.rest`)."""
         if not self.state.tasks:

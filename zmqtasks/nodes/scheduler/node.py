@@ -214,19 +214,18 @@ class SchedulerNode:
 
     def receive(self, member: Member, channel: Channel, ops: list[Op]) -> None:
         """Ops from a peer; one that breaks the rules loses its session."""
-        self._lookout.heard()
         try:
             self.machine.receive(member, ops, self._loop.time())
         except ProtocolError as exc:
             log.warning("%s (%s) broke the rules: %s", member.name, channel.peer_address, exc)
             channel.abort(str(exc))
-        if self._flush_scheduled:
-            return
-        if time.perf_counter() - self._flushed_at > ALONE_S:
-            self._flush()
-        else:
-            self._flush_scheduled = True
-            self._loop.call_soon(self._flush)
+        if not self._flush_scheduled:
+            if time.perf_counter() - self._flushed_at > ALONE_S:
+                self._flush()
+            else:
+                self._flush_scheduled = True
+                self._loop.call_soon(self._flush)
+        self._lookout.heard(self.machine.is_awaited)
 
     def link_lost(self, member: Member, error: Exception) -> None:
         """A link broke; the machine decides what that means."""

@@ -44,8 +44,9 @@ UNKNOWN_DURATION_S = -1.0
 PLACES = 1 << 14
 """Free places of the size of a number in arenas of the allocator that are nearly empty; filling them takes 0.3 ms."""
 BEYOND_SMALL_INTS = 1 << 20
-MIN_ESTIMATE_S = 10e-6
-"""Below this a worker's own cost per task dominates, whatever the task does (`bench.tasks map`)."""
+MIN_ESTIMATE_S = 2.5e-6
+"""What a task costs a worker, whatever it does: more ahead of a worker than `prefetch_s` allows would be too much, and with less than that it
+runs dry while the scheduler is busy (`bench.tasks map`: 10e-6 takes 8 % longer)."""
 
 
 class FunctionRecord(msgspec.Struct, gc=False, eq=False):

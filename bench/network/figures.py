@@ -106,6 +106,9 @@ class Figures:
 class Burst:
     """How many messages the next burst of a bandwidth figure has, and what the bandwidth came to.
 
+    Bursts grow until one takes half of `time_s`, and go on until twice that time is over: the last one counts. Links speed up
+    for the first GB or so, by a half and more (TCP's windows, pages of the kernel and of heaps that are warm and near).
+
     Use: `burst = Burst(size, plan.time_s)`, then `while burst.going: burst.began(); ...; burst.ended()`, where the dots
     send `burst.count` messages and wait for the answer.
     """
@@ -123,6 +126,7 @@ class Burst:
         self._end = time.perf_counter() + max(8 * time_s, self._WARM_UP_S)
         self._began = 0.0
         self._best_count = 0
+        self._warm_at = math.inf
         self._elapsed_s = math.inf
 
     def began(self) -> None:
@@ -140,8 +144,11 @@ class Burst:
             # the GIL, so the next burst has some, whatever this one took.
             self.count = max(1, min(64, self._SECOND_BURST_BYTES // self.size_bytes))
             self.going = now < self._end
-        elif elapsed_s >= self._time_s / 2 or self.count >= self.MOST_MESSAGES or now > self._end:
+            self._warm_at = now + 2 * self._time_s
+        elif now > self._end:
             self.going = False
+        elif elapsed_s >= self._time_s / 2 or self.count >= self.MOST_MESSAGES:
+            self.going = now < self._warm_at
         else:
             self.count = min(
                 self.MOST_MESSAGES, max(self.count + 1, int(self.count * min(self._time_s / elapsed_s, 8)))

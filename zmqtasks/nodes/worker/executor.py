@@ -197,7 +197,6 @@ class Executor:
             channel is None
             or data is None
             or run.cancelled
-            or run.inputs
             or outcome.references
             or self._outcomes
             or not self.queue.empty()
@@ -211,7 +210,8 @@ class Executor:
             ops.append(TasksFinished([run.run_id], [len(data)], data, [outcome.duration_us]))
         finally:
             channel.send_direct(ops)
-        if not self.drains_soon:  # waking the loop now takes the processor from those who wait for the answer
+        # Waking the loop now takes the processor from those who wait for the answer; but inputs may be large, and are let go.
+        if run.inputs or not self.drains_soon:
             self._wake()
         return True
 

@@ -16,7 +16,7 @@ from zmqtasks.errors import ConfigError, ZmqTasksError
 from zmqtasks.future import Future, timed_out
 from zmqtasks.ids import Key
 from zmqtasks.nodes.client.fetch import fetch
-from zmqtasks.nodes.client.loop import Work
+from zmqtasks.nodes.client.loop import Work, run_in
 from zmqtasks.nodes.client.state import FINISHED, PENDING, FutureState
 from zmqtasks.nodes.client.waiters import Countdown, LoopCountdown, ThreadCountdown, add_waiter, remove_waiter
 from zmqtasks.protocol.payload import Payload
@@ -182,7 +182,7 @@ def run_on(node: ClientNode, work: Work[T], timeout_s: float | None = None) -> T
     """The result of a coroutine of `node`, from any thread but its loop's."""
     if node.loop_thread is not None:
         return node.loop_thread.run(work, timeout_s)
-    return asyncio.run_coroutine_threadsafe(work(), node.loop).result(timeout_s)
+    return run_in(node.loop, work, timeout_s)
 
 
 async def await_on(node: ClientNode, coroutine: Coroutine[Any, Any, T]) -> T:

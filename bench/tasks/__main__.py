@@ -11,7 +11,7 @@ from typing import Any
 
 from bench.tasks.machine import facts
 
-CLUSTER_WORKLOADS = ("map", "latency", "merge", "tree")
+CLUSTER_WORKLOADS = ("map", "latency", "merge", "tree", "chain")
 ALL = (*CLUSTER_WORKLOADS, "startup", "zero")
 PROFILE_LINES = 30
 PROFILED_TASKS = 100_000

@@ -18,6 +18,7 @@ WARM_UP_TASKS = 200
 ROUNDS = 3
 LATENCY_CALLS = 300
 TREE_DEPTH = 12
+CHAIN_LENGTH = 10
 
 
 def inc(x: int) -> int:
@@ -73,11 +74,25 @@ def run_tree(client: Client, tasks: int) -> dict[str, float]:
     return {"tasks": 2 * leaves - 1, "us_per_task": (time.perf_counter() - began) / (2 * leaves - 1) * 1e6}
 
 
+def run_chain(client: Client, tasks: int) -> dict[str, float]:
+    """Ten tasks, each with the result of the one before."""
+    times = []
+    for number in range(LATENCY_CALLS // CHAIN_LENGTH):
+        began = time.perf_counter()
+        last = client.submit(inc, number)
+        for _ in range(CHAIN_LENGTH - 1):
+            last = client.submit(inc, last)
+        assert last.result() == number + CHAIN_LENGTH
+        times.append((time.perf_counter() - began) / CHAIN_LENGTH * 1e6)
+    return {"tasks": LATENCY_CALLS, "us_per_task_median": statistics.median(times)}
+
+
 WORKLOADS: dict[str, Callable[[Client, int], dict[str, float]]] = {
     "map": run_map,
     "latency": run_latency,
     "merge": run_merge,
     "tree": run_tree,
+    "chain": run_chain,
 }
 
 

@@ -46,21 +46,29 @@ class LoopThread:
         return threading.current_thread() is self.thread
 
     def run(self, work: Work[T], timeout_s: float | None = None) -> T:
-        """The result of `work`, run in the loop. Raises TimeoutError in time; Ctrl-C ends the wait and the coroutine."""
-        run = _Run(self.loop, work)
-        try:
-            if self.is_current():
-                raise RuntimeError(
-                    "a blocking call of a synchronous client inside its own event loop would wait for ever: "
-                    "do it in another thread, or use Client(asynchronous=True)"
-                )
-            self.loop.call_soon_threadsafe(run.begin)
-            return run.result(timeout_s)
-        except BaseException:
-            run.give_up()
-            raise
-        finally:
-            del run  # it holds an error, whose traceback holds this frame
+        """`run_in` the loop of this thread; raises RuntimeError in the thread itself, which would wait for ever."""
+        if self.is_current():
+            raise RuntimeError(
+                "a blocking call of a synchronous client inside its own event loop would wait for ever: "
+                "do it in another thread, or use Client(asynchronous=True)"
+            )
+        return run_in(self.loop, work, timeout_s)
+
+
+def run_in(loop: asyncio.AbstractEventLoop, work: Work[T], timeout_s: float | None = None) -> T:
+    """The result of `work`, run in a loop of another thread.
+
+    Raises TimeoutError in time; Ctrl-C ends the wait and the coroutine.
+    """
+    run = _Run(loop, work)
+    try:
+        loop.call_soon_threadsafe(run.begin)
+        return run.result(timeout_s)
+    except BaseException:
+        run.give_up()
+        raise
+    finally:
+        del run  # it holds an error, whose traceback holds this frame
 
 
 class _Run(Generic[T]):

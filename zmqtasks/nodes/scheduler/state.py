@@ -45,8 +45,8 @@ PLACES = 1 << 14
 """Free places of the size of a number in arenas of the allocator that are nearly empty; filling them takes 0.3 ms."""
 BEYOND_SMALL_INTS = 1 << 20
 MIN_ESTIMATE_S = 2.5e-6
-"""What a task costs a worker, whatever it does: more ahead of a worker than `prefetch_s` allows would be too much, and with less than that it
-runs dry while the scheduler is busy (`bench.tasks map`: 10e-6 takes 8 % longer)."""
+"""What a task costs a worker, whatever it does: counted as more, the worker would run dry while the scheduler is busy, and `map`
+take 8 % longer with 10e-6 (`bench.tasks map`)."""
 
 
 class FunctionRecord(msgspec.Struct, gc=False, eq=False):

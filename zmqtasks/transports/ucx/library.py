@@ -37,6 +37,8 @@ _SETTINGS = {
 _LOOK_S = 0.005
 """While something is under way, UCX is asked so often at least: a wake-up that does not come then costs this much, and
 is no hang."""
+_LOOK_FOR_ENDS_S = 1.0
+"""Likewise while nobody uses it, for connections that the peer has ended."""
 
 _OURS = ("UCX_", "UCXPY_", "RAPIDS_")
 _RESOURCE = re.compile(r"^#.*resource.*md.*dev.*flags.*$", re.MULTILINE)
@@ -133,11 +135,13 @@ class UcxWorker:
         self._awaited: dict[int, tuple[memoryview, Callable[[Exception | None], None]]] = {}
         self._scheduled = False
         self._stuck = False
+        self._ended = False
         self._look: asyncio.TimerHandle | None = None
 
     def take(self) -> None:
         """One more comm needs the worker."""
-        if self.users == 0:
+        self._stop_looking()
+        if self.users == 0 and not self._stuck:  # one that has stayed still listens
             self._loop.add_reader(self._descriptor, self._pump)
         self.users += 1
 
@@ -184,19 +188,20 @@ class UcxWorker:
         """A comm needs the worker no more; it ends with the last.
 
         Not so when an endpoint was closed that had sends under way: then ucxx (0.52) holds endpoint and worker for good. So
-        that this happens once for each loop, and not for each such link, the worker stays, and is used again.
+        that this happens once for each loop, and not for each such link, the worker stays, and is used again. Meanwhile it
+        listens: its connections end when the peer's do, and somebody has to look.
         """
         self.users -= 1
         if self.users:
             return
-        self._loop.remove_reader(self._descriptor)
-        if self._look is not None:
-            self._look.cancel()
-            self._look = None
+        self._stop_looking()
         self._worker.progress()
         if self._stuck:
             self._requests = [entry for entry in self._requests if not entry[0].completed]
+            self._schedule()
             return
+        self._loop.remove_reader(self._descriptor)
+        self._ended = True
         del _workers[self._loop]
         # Destroying it cancels what is left; the buffers must outlive that.
         requests, self._requests = self._requests, []
@@ -213,7 +218,7 @@ class UcxWorker:
         self._pump()
 
     def _pump(self) -> None:
-        if not self.users:
+        if self._ended:
             return
         self._worker.progress()
         self._post_announced()
@@ -229,12 +234,17 @@ class UcxWorker:
             except Exception as exc:
                 error = exc
             done(error)
-        if not self.users:
+        if self._ended:
             return
         if finished or not self._worker.arm():
             self._schedule()
-        elif (self._requests or self._awaited) and self._look is None:
-            self._look = self._loop.call_later(_LOOK_S, self._look_again)
+        elif self._look is None and (self._requests or self._awaited or not self.users):
+            self._look = self._loop.call_later(_LOOK_S if self.users else _LOOK_FOR_ENDS_S, self._look_again)
+
+    def _stop_looking(self) -> None:
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
 
     def _look_again(self) -> None:
         self._look = None
@@ -248,7 +258,7 @@ class UcxWorker:
             del self._awaited[tag]
             if found.length != memory.nbytes:  # it stays where it is: what is taken out must be received
                 done(ValueError(f"it transferred {found.length} bytes where it had announced {memory.nbytes}"))
-                if not self.users:
+                if self._ended:
                     return
                 continue
             found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=True)

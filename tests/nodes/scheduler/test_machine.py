@@ -245,6 +245,30 @@ def test_what_is_ahead_on_a_busy_worker_is_taken_back_for_an_idle_one():
     assert second in b.values
 
 
+def test_short_tasks_go_ahead_in_order_as_many_as_there_is_room_for():
+    cluster = Cluster(prefetch_s=0.001)
+    worker = cluster.add_worker("a")
+    first = cluster.submit()
+    worker.step()  # it takes 10 us, so 100 of them are 1 ms
+    some, other, more = list(range(100, 160)), 200, list(range(300, 400))
+    cluster.to_client(
+        ops.SubmitTasks(F, "f", some[0], len(some)),
+        ops.SubmitTasks(F, "g", keys=[other], dep_counts=[1], deps=[first]),
+        ops.SubmitTasks(F, "f", more[0], len(more), args=b"1" * len(more), args_lengths=[1] * len(more)),
+    )
+    worker.step(0)
+    assert [key for key, _, _ in worker.runs.values()] == [*some, other, *more][:101]
+    assert [run[1:] for run in worker.runs.values()][58:63] == [
+        (b"", []),
+        (b"", []),
+        (b"", [first]),
+        (b"1", []),
+        (b"1", []),
+    ]
+    cluster.run()
+    assert cluster.results.keys() == {first, *some, other, *more}
+
+
 def test_restrictions_and_resources_are_kept():
     cluster = Cluster()
     a = cluster.add_worker("a", resources={"GPU": 1})

@@ -25,7 +25,9 @@ from zmqtasks.nodes.scheduler.state import (
     MIN_ESTIMATE_S,
     PROCESSING,
     READY,
+    FunctionRecord,
     SchedulerState,
+    TaskSpec,
     TaskState,
     WorkerState,
 )
@@ -252,7 +254,44 @@ class Placement:
                 break
             self.assign(worker, ts)
             limit -= 1
+            if limit > 0 and not ts.deps and ts.spec is not None and ts.spec.bucket is None:
+                limit -= self._assign_alike(worker, ts.spec, min(limit, self._places(worker, ts.estimate_s, limit)))
         self.update_room(worker)
+
+    def _places(self, worker: WorkerState, estimate_s: float, limit: int) -> int:
+        """How many tasks that take so long may go to the worker one after another while it has room, up to `limit`."""
+        threads, prefetch_s = worker.nthreads, self.state.config.prefetch_s
+        busy = len(worker.processing) - len(worker.parked)
+        low, high = 0, limit
+        while low < high:  # room only shrinks
+            middle = (low + high) // 2
+            then = busy + middle
+            load_s = worker.load_s + middle * estimate_s
+            if then < threads or load_s * (then - threads) < prefetch_s * threads * then:
+                low = middle + 1
+            else:
+                high = middle
+        return low
+
+    def _assign_alike(self, worker: WorkerState, spec: TaskSpec, limit: int) -> int:
+        """`assign` for the next tasks of the central queue as long as they are like one that was just assigned; how many."""
+        tasks = self.queue.pop_alike(spec, limit)
+        if not tasks:
+            return 0
+        state = self.state
+        first = state.next_run_id
+        state.next_run_id = first + len(tasks)
+        run_ids = range(first, state.next_run_id)
+        estimate_s = self._estimate_s(spec.function)
+        for run_id, ts in zip(run_ids, tasks, strict=True):
+            ts.state = PROCESSING
+            ts.worker = worker
+            ts.run_id = run_id
+            ts.estimate_s = estimate_s
+        worker.processing.update(zip(run_ids, tasks, strict=True))
+        worker.load_s += estimate_s * len(tasks)
+        worker.outbox.add_alike(tasks, spec)
+        return len(tasks)
 
     def _dispatch_own_queues(self) -> None:
         for worker in list(self.backlogged):
@@ -334,10 +373,7 @@ class Placement:
         spec = ts.spec
         assert spec is not None
         function = spec.function
-        estimate = function.duration_s
-        if estimate < MIN_ESTIMATE_S:
-            estimate = state.config.prefetch_s if estimate < 0 else MIN_ESTIMATE_S
-        ts.estimate_s = estimate
+        ts.estimate_s = estimate = self._estimate_s(function)
         worker.load_s += estimate
         if function.digest not in worker.functions:
             worker.functions.add(function.digest)
@@ -349,6 +385,12 @@ class Placement:
             if dep.who_has is not worker and not dep.held_by(worker):
                 self._send_input(worker, dep)
         worker.outbox.add_task(ts, spec)
+
+    def _estimate_s(self, function: FunctionRecord) -> float:
+        duration_s = function.duration_s
+        if duration_s < MIN_ESTIMATE_S:
+            return self.state.config.prefetch_s if duration_s < 0 else MIN_ESTIMATE_S
+        return duration_s
 
     def _send_input(self, worker: WorkerState, dep: TaskState) -> None:
         if dep.inline is None:

@@ -11,7 +11,7 @@ from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from zmqtasks.nodes.scheduler.state import TaskState, WorkerState
+    from zmqtasks.nodes.scheduler.state import TaskSpec, TaskState, WorkerState
 
 READY_STATE = 2  # State.READY; the enum's module imports this one
 
@@ -68,6 +68,21 @@ class ReadyQueue:
         else:
             heappop(self._heap)
         return ts_or_none
+
+    def pop_alike(self, spec: TaskSpec, limit: int) -> list[TaskState]:
+        """At most `limit` tasks from the head that have this spec and no inputs, taken out; none of them where orders differ."""
+        in_order = self._in_order
+        taken: list[TaskState] = []
+        if self._heap:
+            return taken
+        while in_order and len(taken) < limit:
+            ts = in_order[0]
+            if ts.state == READY_STATE:
+                if ts.spec is not spec or ts.deps:
+                    break
+                taken.append(ts)
+            in_order.popleft()
+        return taken
 
     def tidy(self) -> None:
         """Drops the entries of tasks that are no longer READY."""

@@ -186,7 +186,9 @@ class WorkerOutbox(Outbox):
         """A task to run, with the run id in its record."""
         if not self.marked:
             self.mark()
-        columns = self._columns(spec)
+        columns = self._compute.get(spec)
+        if columns is None:
+            columns = self._compute[spec] = _ComputeColumns()
         columns.keys.append(ts.key)
         columns.run_ids.append(ts.run_id)
         columns.priorities.append(ts.priority)
@@ -200,7 +202,7 @@ class WorkerOutbox(Outbox):
 
     def add_alike(self, tasks: Sequence[TaskState], spec: TaskSpec) -> None:
         """`add_task` for each of `tasks`, which have no inputs; one of the same spec was added before."""
-        columns = self._columns(spec)
+        columns = self._compute[spec]
         columns.keys += [ts.key for ts in tasks]
         columns.run_ids += [ts.run_id for ts in tasks]
         columns.priorities += [ts.priority for ts in tasks]
@@ -208,12 +210,6 @@ class WorkerOutbox(Outbox):
         columns.args += args
         columns.dep_counts += [0] * len(tasks)
         columns.has_args = columns.has_args or any(args)
-
-    def _columns(self, spec: TaskSpec) -> _ComputeColumns:
-        columns = self._compute.get(spec)
-        if columns is None:
-            columns = self._compute[spec] = _ComputeColumns()
-        return columns
 
     def take(self) -> list[Op]:
         """All that was added since the last call."""

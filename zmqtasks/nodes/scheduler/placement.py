@@ -25,9 +25,7 @@ from zmqtasks.nodes.scheduler.state import (
     MIN_ESTIMATE_S,
     PROCESSING,
     READY,
-    FunctionRecord,
     SchedulerState,
-    TaskSpec,
     TaskState,
     WorkerState,
 )
@@ -248,14 +246,16 @@ class Placement:
     def _feed(self, worker: WorkerState, limit: int) -> None:
         """At most `limit` tasks of the central queue, as room allows."""
         pop = self.queue.pop
+        alike = 1
         while limit > 0 and self.has_room(worker):
             ts = pop()
             if ts is None:
                 break
             self.assign(worker, ts)
             limit -= 1
-            if limit > 0 and not ts.deps and ts.spec is not None and ts.spec.bucket is None:
-                limit -= self._assign_alike(worker, ts.spec, min(limit, self._places(worker, ts.estimate_s, limit)))
+            if alike:  # until there are none
+                alike = self._assign_alike(worker, ts, limit)
+                limit -= alike
         self.update_room(worker)
 
     def _places(self, worker: WorkerState, estimate_s: float, limit: int) -> int:
@@ -273,16 +273,18 @@ class Placement:
                 high = middle
         return low
 
-    def _assign_alike(self, worker: WorkerState, spec: TaskSpec, limit: int) -> int:
-        """`assign` for the next tasks of the central queue as long as they are like one that was just assigned; how many."""
-        tasks = self.queue.pop_alike(spec, limit)
+    def _assign_alike(self, worker: WorkerState, last: TaskState, limit: int) -> int:
+        """`assign` for the next tasks of the central queue as long as they are like the last one and there is room; how many."""
+        spec, estimate_s = last.spec, last.estimate_s
+        if last.deps or spec is None or spec.bucket is not None:
+            return 0
+        tasks = self.queue.pop_alike(spec, self._places(worker, estimate_s, limit))
         if not tasks:
             return 0
         state = self.state
         first = state.next_run_id
         state.next_run_id = first + len(tasks)
         run_ids = range(first, state.next_run_id)
-        estimate_s = self._estimate_s(spec.function)
         for run_id, ts in zip(run_ids, tasks, strict=True):
             ts.state = PROCESSING
             ts.worker = worker
@@ -373,7 +375,10 @@ class Placement:
         spec = ts.spec
         assert spec is not None
         function = spec.function
-        ts.estimate_s = estimate = self._estimate_s(function)
+        estimate = function.duration_s
+        if estimate < MIN_ESTIMATE_S:
+            estimate = state.config.prefetch_s if estimate < 0 else MIN_ESTIMATE_S
+        ts.estimate_s = estimate
         worker.load_s += estimate
         if function.digest not in worker.functions:
             worker.functions.add(function.digest)
@@ -385,12 +390,6 @@ class Placement:
             if dep.who_has is not worker and not dep.held_by(worker):
                 self._send_input(worker, dep)
         worker.outbox.add_task(ts, spec)
-
-    def _estimate_s(self, function: FunctionRecord) -> float:
-        duration_s = function.duration_s
-        if duration_s < MIN_ESTIMATE_S:
-            return self.state.config.prefetch_s if duration_s < 0 else MIN_ESTIMATE_S
-        return duration_s
 
     def _send_input(self, worker: WorkerState, dep: TaskState) -> None:
         if dep.inline is None:

@@ -109,13 +109,17 @@ class DealerComm(ZmqComm):
     def _push(self, part: bytes | memoryview) -> None:
         with self._socket.lock:
             self._socket.zmq.send(part, DONTWAIT, copy=len(part) < LENT_BYTES)
-        self._socket.look_again()
+            look = self._socket.needs_look_locked()
+        if look:
+            self._socket.look_again()
 
     def _push_control(self, data: bytes) -> None:
         with self._socket.lock:
             self._socket.zmq.send(b"", MORE_DONTWAIT)
             self._socket.zmq.send(data, DONTWAIT)
-        self._socket.look_again()
+            look = self._socket.needs_look_locked()
+        if look:
+            self._socket.look_again()
 
     # -- sending in other threads
 

@@ -176,6 +176,13 @@ class MonitoredSocket:
         """`readable`, for who holds the lock."""
         return bool(get_int(self.zmq, _EVENTS) & _POLLIN)
 
+    def needs_look_locked(self) -> bool:
+        """After a send from the loop, for who holds the lock: whether `look_again` is due.
+
+        Who sends seldom asks by this: a turn of the loop just to look costs more, most of all where a task has the GIL.
+        """
+        return not self._looking and self.readable_locked()
+
     def look_soon(self) -> None:
         """For any thread: makes the loop look."""
         with contextlib.suppress(RuntimeError):  # the loop is closed

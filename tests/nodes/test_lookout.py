@@ -10,13 +10,13 @@ import pytest
 from zmqtasks.nodes.lookout import Lookout
 
 
-async def _turns(lookout: Lookout, messages: int, pause_s: float = 0.0, awaited: bool = True) -> tuple[int, float]:
+async def _turns(lookout: Lookout, messages: int, pause_s: float = 0.0) -> tuple[int, float]:
     """How often the loop turned after the messages until it slept, and the processor time it took."""
     loop = asyncio.get_running_loop()
     for number in range(messages):
         if number and pause_s:
             await asyncio.sleep(pause_s)
-        lookout.heard(awaited)
+        lookout.heard(time.perf_counter())
     turns = 0
     began = time.process_time()
     while lookout._turning:
@@ -34,7 +34,7 @@ async def _turns(lookout: Lookout, messages: int, pause_s: float = 0.0, awaited:
 )
 def test_it_turns_where_messages_come_soon(messages: int, pause_s: float, spin_s: float, turns: bool) -> None:
     async def test() -> None:
-        turned, took_s = await _turns(Lookout(asyncio.get_running_loop(), spin_s), messages, pause_s)
+        turned, took_s = await _turns(Lookout(asyncio.get_running_loop(), spin_s, lambda: True), messages, pause_s)
         assert bool(turned) is turns
         assert took_s < 5  # it has ended
 
@@ -43,11 +43,13 @@ def test_it_turns_where_messages_come_soon(messages: int, pause_s: float, spin_s
 
 def test_it_sleeps_when_all_have_work() -> None:
     async def test() -> None:
-        lookout = Lookout(asyncio.get_running_loop(), 5.0)
-        assert (await _turns(lookout, 2, awaited=False))[0] == 0
-        lookout.heard(True)
-        assert lookout._turning
-        lookout.heard(False)
-        assert (await _turns(lookout, 0))[0] <= 1
+        idle = [True]
+        lookout = Lookout(asyncio.get_running_loop(), 5.0, lambda: bool(idle))
+        await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.05, idle.clear)
+        turns, took_s = await _turns(lookout, 2)
+        assert turns > 10
+        assert took_s < 4
+        assert (await _turns(lookout, 1))[0] <= 1
 
     asyncio.run(test())

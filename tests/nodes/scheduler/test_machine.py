@@ -269,6 +269,22 @@ def test_short_tasks_go_ahead_in_order_as_many_as_there_is_room_for():
     assert cluster.results.keys() == {first, *some, other, *more}
 
 
+def test_a_task_that_is_queued_twice_is_assigned_once():
+    cluster = Cluster()
+    first = cluster.submit()
+    cluster.add_worker("a").step()  # how long it takes is known
+    cluster.kill(cluster.workers[0])
+    keys = [cluster.submit() for _ in range(3)]
+    cluster.machine.placement.queue.push(
+        cluster.machine.state.tasks[keys[-1]]
+    )  # as when it was released and is wanted again
+    worker = cluster.add_worker("b")
+    worker.step(0)
+    assert [key for key, _, _ in worker.runs.values()] == [first, *keys]
+    cluster.run()
+    assert not worker.state.processing
+
+
 def test_restrictions_and_resources_are_kept():
     cluster = Cluster()
     a = cluster.add_worker("a", resources={"GPU": 1})

@@ -59,6 +59,8 @@ LINK_WARNING_S = 1.0
 
 ALONE_S = 0.0001
 """What is submitted at least so long after the last is sent at once; more often, and batches cost less."""
+DIRECT_BYTES = 1 << 20
+"""More than this goes out from the loop, which may have to cut it in two."""
 COLLECT_AT_ONCE = 1_000
 """Dropped futures that are worth a message of their own when something arrives."""
 PER_TASK_BYTES = 16
@@ -198,7 +200,7 @@ class ClientNode:
         now = time.perf_counter()
         alone = now - self._woken_at > ALONE_S
         self._woken_at = now
-        if self._flush_due or (alone and self._flush_directly()):
+        if self._flush_due or (alone and self._unflushed_bytes < DIRECT_BYTES and self._flush_directly()):
             return
         self._flush_due = True
         try:
@@ -250,8 +252,8 @@ class ClientNode:
 
     def flush(self) -> None:
         """Sends what the machine has to say, from the loop."""
-        self._flush_due = False
         with self.lock:
+            self._flush_due = False
             ops = self._take()
             error = self._send(ops) if ops else None
         if error is not None:

@@ -31,11 +31,13 @@ from zmqtasks.protocol.ops import (
     ClientToScheduler,
     DataIntroduction,
     Introduction,
+    LogMessages,
     NannyIntroduction,
     NannyToScheduler,
     Op,
     StopNanny,
     WorkerIntroduction,
+    WorkerMetrics,
     WorkerToScheduler,
 )
 from zmqtasks.scheduler_file import SchedulerFile, remove_scheduler_file, write_scheduler_file
@@ -54,6 +56,9 @@ REST_AFTER_TASKS = 10_000
 """So long after the last of so many tasks, memory is put in order (a few ms)."""
 ALONE_S = 0.0001
 """Ops that come so long after the last flush are flushed at once; more often, and a turn of the loop is waited for others."""
+
+_OF_ITSELF = (WorkerMetrics, LogMessages)
+"""What comes from idle workers too, and is followed by nothing."""
 
 Member = ClientState | WorkerState | NannyState
 
@@ -115,7 +120,7 @@ class SchedulerNode:
         """Listens; raises AddressError or ConnectError naming the address that can't be used."""
         self._loop = asyncio.get_running_loop()
         self._finished = asyncio.Event()
-        self._lookout = Lookout(self._loop, self.config.spin_s)
+        self._lookout = Lookout(self._loop, self.config.spin_s, lambda: self.machine.is_awaited)
         try:
             for address in self._wanted:
                 await self._acceptor.listen(address)
@@ -214,18 +219,20 @@ class SchedulerNode:
 
     def receive(self, member: Member, channel: Channel, ops: list[Op]) -> None:
         """Ops from a peer; one that breaks the rules loses its session."""
+        came = time.perf_counter()
         try:
             self.machine.receive(member, ops, self._loop.time())
         except ProtocolError as exc:
             log.warning("%s (%s) broke the rules: %s", member.name, channel.peer_address, exc)
             channel.abort(str(exc))
         if not self._flush_scheduled:
-            if time.perf_counter() - self._flushed_at > ALONE_S:
+            if came - self._flushed_at > ALONE_S:
                 self._flush()
             else:
                 self._flush_scheduled = True
                 self._loop.call_soon(self._flush)
-        self._lookout.heard(self.machine.is_awaited)
+        if len(ops) != 1 or type(ops[0]) not in _OF_ITSELF:
+            self._lookout.heard(came)
 
     def link_lost(self, member: Member, error: Exception) -> None:
         """A link broke; the machine decides what that means."""

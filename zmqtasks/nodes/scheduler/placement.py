@@ -278,21 +278,21 @@ class Placement:
         spec, estimate_s = last.spec, last.estimate_s
         if last.deps or spec is None or spec.bucket is not None:
             return 0
-        tasks = self.queue.pop_alike(spec, self._places(worker, estimate_s, limit))
-        if not tasks:
-            return 0
-        state = self.state
-        first = state.next_run_id
-        state.next_run_id = first + len(tasks)
-        run_ids = range(first, state.next_run_id)
-        for run_id, ts in zip(run_ids, tasks, strict=True):
+        tasks: list[TaskState] = []
+        run_id = self.state.next_run_id
+        processing = worker.processing
+        for ts in self.queue.pop_alike(spec, self._places(worker, estimate_s, limit)):
             ts.state = PROCESSING
             ts.worker = worker
             ts.run_id = run_id
             ts.estimate_s = estimate_s
-        worker.processing.update(zip(run_ids, tasks, strict=True))
-        worker.load_s += estimate_s * len(tasks)
-        worker.outbox.add_alike(tasks, spec)
+            processing[run_id] = ts
+            tasks.append(ts)
+            run_id += 1
+        if tasks:
+            self.state.next_run_id = run_id
+            worker.load_s += estimate_s * len(tasks)
+            worker.outbox.add_alike(tasks, spec)
         return len(tasks)
 
     def _dispatch_own_queues(self) -> None:

@@ -7,6 +7,7 @@ the rest; the smaller head goes first. Entries are not removed when a task leave
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -69,20 +70,22 @@ class ReadyQueue:
             heappop(self._heap)
         return ts_or_none
 
-    def pop_alike(self, spec: TaskSpec, limit: int) -> list[TaskState]:
-        """At most `limit` tasks from the head that have this spec and no inputs, taken out; none of them where orders differ."""
+    def pop_alike(self, spec: TaskSpec, limit: int) -> Iterator[TaskState]:
+        """At most `limit` tasks from the head that have this spec and no inputs, taken out; none where orders differ.
+
+        Each has to leave READY before the next is asked for: a task may be in the queue twice.
+        """
         in_order = self._in_order
-        taken: list[TaskState] = []
-        if self._heap:
-            return taken
-        while in_order and len(taken) < limit:
+        while limit > 0 and in_order and not self._heap:
             ts = in_order[0]
             if ts.state == READY_STATE:
                 if ts.spec is not spec or ts.deps:
-                    break
-                taken.append(ts)
-            in_order.popleft()
-        return taken
+                    return
+                limit -= 1
+                in_order.popleft()
+                yield ts
+            else:
+                in_order.popleft()
 
     def tidy(self) -> None:
         """Drops the entries of tasks that are no longer READY."""

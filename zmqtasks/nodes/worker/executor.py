@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+LATE_BYTES = 64 << 10
+"""Inputs of up to this size in all may be held until the loop next looks at what threads have answered."""
 _FIRST = -(1 << 63)
 
 
@@ -210,8 +212,8 @@ class Executor:
             ops.append(TasksFinished([run.run_id], [len(data)], data, [outcome.duration_us]))
         finally:
             channel.send_direct(ops)
-        # Waking the loop now takes the processor from those who wait for the answer; but inputs may be large, and are let go.
-        if run.inputs or not self.drains_soon:
+        # Waking the loop now takes the processor from those who wait for the answer; but large inputs are let go at once.
+        if not self.drains_soon or sum([entry.size for entry in run.inputs]) > LATE_BYTES:
             self._wake()
         return True
 

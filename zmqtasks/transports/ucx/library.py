@@ -140,9 +140,10 @@ class UcxWorker:
 
     def take(self) -> None:
         """One more comm needs the worker."""
-        self._stop_looking()
-        if self.users == 0 and not self._stuck:  # one that has stayed still listens
-            self._loop.add_reader(self._descriptor, self._pump)
+        if self.users == 0:
+            self._stop_looking()  # so seldom
+            if not self._stuck:  # one that has stayed still listens
+                self._loop.add_reader(self._descriptor, self._pump)
         self.users += 1
 
     def endpoint(self, address: bytes) -> Any:

@@ -1,7 +1,7 @@
 """ZeroMQ sockets in an event loop: the process's private context, options, monitors, and reading without a hang.
 
 libzmq's file descriptor (ZMQ_FD) tells of *changes* only, and any call on the socket may swallow one: so a socket is
-read until it says EAGAIN, and looked at again after every send.
+read until it says EAGAIN, and looked at again, or asked whether it should be, after every send.
 
 A socket is not for several threads at once; one after another may use it, with a lock in between. So a DEALER, by which
 other threads send too, is used under the lock of its `MonitoredSocket`.
@@ -189,7 +189,7 @@ class MonitoredSocket:
             self._loop.call_soon_threadsafe(self._look)
 
     def look_again(self) -> None:
-        """To be called after every send: it may have swallowed the news of something to receive."""
+        """To be called after sends that may have swallowed the news of something to receive (`needs_look_locked`), or after all."""
         if not self._look_pending and not self._looking:
             self._look_pending = True
             self._loop.call_soon(self._look_after_send)

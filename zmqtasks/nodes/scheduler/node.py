@@ -226,7 +226,7 @@ class SchedulerNode:
             log.warning("%s (%s) broke the rules: %s", member.name, channel.peer_address, exc)
             channel.abort(str(exc))
         if not self._flush_scheduled:
-            if came - self._flushed_at > ALONE_S:
+            if time.perf_counter() - self._flushed_at > ALONE_S:
                 self._flush()
             else:
                 self._flush_scheduled = True

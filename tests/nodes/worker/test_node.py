@@ -42,6 +42,7 @@ from zmqtasks.protocol.ops import (
     WorkerMetrics,
 )
 from zmqtasks.protocol.serialize import KeyRef, deserialize, deserialize_inline, serialize, serialize_inline
+from zmqtasks.testing.comms import wait_until
 
 ADDRESSES = ["tcp://127.0.0.1:0", "inproc://"]
 
@@ -151,7 +152,7 @@ async def test_inline_inputs_are_gone_after_their_last_run() -> None:
         link.compute(lambda x, y: x + y, [1], dep_counts=[1], deps=["a"], args=args, args_lengths=[len(args)])
         finished = await link.take(TasksFinished)
         assert deserialize_inline(finished.values) == [1, 2, 3, 1, 2, 3]
-        assert set(node._store.entries) == {"k1"}
+        await wait_until(lambda: set(node._store.entries) == {"k1"}, "the books were not kept")
 
 
 @on_loop

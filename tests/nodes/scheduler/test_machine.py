@@ -285,6 +285,16 @@ def test_a_task_that_is_queued_twice_is_assigned_once():
     assert not worker.state.processing
 
 
+def test_a_question_that_comes_with_a_task_finds_it_at_work():
+    cluster = Cluster()
+    worker = cluster.add_worker("a")
+    cluster.to_client(ops.SubmitTasks(F, "f", keys=["x"]), ops.Query(1, "processing"))
+    answer = next(op for op in cluster.told if isinstance(op, ops.QueryAnswered))
+    assert b"x" in answer.answer
+    worker.step(0)
+    assert [key for key, _, _ in worker.runs.values()] == ["x"]
+
+
 def test_restrictions_and_resources_are_kept():
     cluster = Cluster()
     a = cluster.add_worker("a", resources={"GPU": 1})

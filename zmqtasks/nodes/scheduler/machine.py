@@ -285,6 +285,9 @@ class SchedulerMachine:
                 self.lifecycle.release(self._keeper, op.keys)
 
     def _on_query(self, client: ClientState, op: ops.Query) -> None:
+        # What came with the question, or right before it, is at work by the time of the answer: it shall say so.
+        self.data.settle()
+        self.placement.dispatch()
         try:
             client.outbox.add(ops.QueryAnswered(op.request, msgspec.msgpack.encode(self.queries.answer(op))))
         except UnknownQueryError as exc:

@@ -107,7 +107,7 @@ class Burst:
     """How many messages the next burst of a bandwidth figure has, and what the bandwidth came to.
 
     Bursts grow until one takes half of `time_s`, and go on until twice that time is over: the last one counts. Links speed up
-    for the first GB or so, by a half and more (TCP's windows, pages of the kernel and of heaps that are warm and near).
+    for the first GB or so.
 
     Use: `burst = Burst(size, plan.time_s)`, then `while burst.going: burst.began(); ...; burst.ended()`, where the dots
     send `burst.count` messages and wait for the answer.

@@ -46,7 +46,7 @@ PLACES = 1 << 14
 BEYOND_SMALL_INTS = 1 << 20
 MIN_ESTIMATE_S = 2.5e-6
 """What a task costs a worker, whatever it does: counted as more, the worker would run dry while the scheduler is busy, and `map`
-take 8 % longer with 10e-6 (`bench.tasks map`)."""
+take longer."""
 
 
 class FunctionRecord(msgspec.Struct, gc=False, eq=False):

@@ -6,9 +6,9 @@ The node calls `receive` for what arrived from a peer, the membership methods fo
 then `flush` once for all of it: placement happens there, and every peer gets at most one batch. Nothing here blocks, reads a
 clock, draws a random number, or opens a payload.
 
-The rules are in the modules beside this one: `lifecycle` (tasks), `placement` (who runs what), `data` (bytes that clients give,
-whereabouts), `membership` (who is there), `errands` (function calls, restarts), `plugins` (what every worker has to have),
-`coordination` (what clients share by name), `queries`.
+The rules are in the modules beside this one: `lifecycle` (tasks), `placement` (who runs what), `stealing` (what idle workers get
+from busy ones), `data` (bytes that clients give, whereabouts), `membership` (who is there), `errands` (function calls, restarts),
+`plugins` (what every worker has to have), `coordination` (what clients share by name), `queries`.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from zmqtasks.nodes.scheduler.state import (
     SchedulerState,
     WorkerState,
 )
+from zmqtasks.nodes.scheduler.stealing import WorkStealing
 from zmqtasks.protocol import ops
 from zmqtasks.protocol.ops import Op
 
@@ -52,6 +53,7 @@ class SchedulerMachine:
         self.state = SchedulerState(epoch=epoch, config=config)
         self.placement = Placement(self.state)
         self.lifecycle = Lifecycle(self.state, self.placement)
+        self.stealing = WorkStealing(self.state, self.placement, self.lifecycle)
         self.data = DataBook(self.state, self.placement, self.lifecycle)
         self.coordination = Coordination(self.state, self.lifecycle)
         self.membership = Membership(self.state, self.placement, self.lifecycle, self.data, self.coordination)
@@ -176,18 +178,16 @@ class SchedulerMachine:
         self.errands.tick()
         self.plugins.tick()
         self.coordination.requests.tick()
-        self._overdue_retractions()
-        if self.placement.retract_at is not None and self.placement.retract_at <= now:
-            self.placement.retract()
+        self.stealing.tick()
 
     # --- output -----------------------------------------------------------------------------------------------------
 
     def deadline(self) -> float | None:
         """When `tick` is to be called, at the latest; None: no need."""
         state = self.state
-        if self.placement.retract_at is None and not (
-            state.lost
-            or state.retracting
+        if not (
+            self.stealing.under_way
+            or state.lost
             or self.errands.under_way
             or self.plugins.under_way
             or self.coordination.requests.timed
@@ -197,14 +197,13 @@ class SchedulerMachine:
         times = [
             t
             for t in (
-                self.placement.retract_at,
+                self.stealing.deadline(),
                 self._lazy_deadline(),
                 self.data.deadline,
                 self.membership.deadline(),
                 self.errands.deadline(),
                 self.plugins.deadline(),
                 self.coordination.requests.deadline(),
-                self._retraction_deadline(),
             )
             if t is not None
         ]
@@ -212,8 +211,7 @@ class SchedulerMachine:
 
     def flush(self) -> list[tuple[bytes, list[Op]]]:
         """Places tasks, and gives what is to be sent: a session and its ops, each session mostly once."""
-        self.data.settle()
-        self.placement.dispatch()
+        self._place()
         dirty = self.state.dirty
         out: list[tuple[bytes, list[Op]]] = []
         while dirty:  # settling kept tasks may add more
@@ -224,6 +222,12 @@ class SchedulerMachine:
                 else:
                     out.append((outbox.session, outbox.take()))
         return out
+
+    def _place(self) -> None:
+        self.data.settle()
+        self.stealing.place_returned()
+        self.placement.dispatch()
+        self.stealing.look()
 
     @property
     def is_awaited(self) -> bool:
@@ -286,8 +290,7 @@ class SchedulerMachine:
 
     def _on_query(self, client: ClientState, op: ops.Query) -> None:
         # What came with the question, or right before it, is at work by the time of the answer: it shall say so.
-        self.data.settle()
-        self.placement.dispatch()
+        self._place()
         try:
             client.outbox.add(ops.QueryAnswered(op.request, msgspec.msgpack.encode(self.queries.answer(op))))
         except UnknownQueryError as exc:
@@ -303,7 +306,7 @@ class SchedulerMachine:
             if ts is not None and ts.state is PROCESSING and ts.run_id == run_id:
                 self.lifecycle.requeue(ts)
                 if retracted:
-                    self.placement.returned.append((worker, ts))
+                    self.stealing.came_back(worker, ts)
         self.placement.update_room(worker)
 
     def _on_runs_executing(self, worker: WorkerState, op: ops.RunsExecuting) -> None:
@@ -357,26 +360,3 @@ class SchedulerMachine:
         for outbox in self.state.lazy:
             outbox.drop_now()
         self.state.lazy.clear()
-
-    # --- retractions that are not answered --------------------------------------------------------------------------
-
-    def _retraction_deadline(self) -> float | None:
-        times = [t for w in self.state.retracting for t in w.retracting.values()]
-        return min(times) if times else None
-
-    def _overdue_retractions(self) -> None:
-        """A worker that doesn't answer (stopped, say): the tasks run elsewhere under a new run id, the first finish wins."""
-        now = self.state.now
-        for worker in list(self.state.retracting):
-            if not worker.retracting:
-                del self.state.retracting[worker]
-            overdue = [run_id for run_id, until in worker.retracting.items() if until <= now]
-            for run_id in overdue:
-                del worker.retracting[run_id]
-                ts = worker.processing.get(run_id)
-                if ts is None or ts.run_id != run_id or ts.state is not PROCESSING:
-                    continue
-                if ts.spec is not None and ts.spec.options.idempotent and worker.lost_at is None:
-                    self.state.note(ts.name, f"{worker.address} did not give it back in time; another attempt is made")
-                    worker.load_s -= ts.estimate_s
-                    self.lifecycle.requeue(ts)

@@ -7,9 +7,8 @@ bucket of its restrictions and resources, or, with nothing to fetch, in the cent
 handled; `dispatch`, called once per flush, gives tasks to workers that have room.
 
 Room is counted in time: a worker has room while a thread is free, or while the estimated work beyond what its threads run is
-less than `prefetch_s` a thread. So it gets hundreds of 10 us tasks ahead, and one long task. What was given too early is
-taken back (`retract`) when other workers are idle: an idle worker first takes from the queues of others, here, without asking
-anyone; only then are busy workers asked to return what they have not started.
+less than `prefetch_s` a thread. So it gets hundreds of 10 us tasks ahead, and one long task. What was given too early, or
+waits for a busy worker, goes to idle ones by `stealing`.
 
 No step looks at all workers for one task: idle workers and workers with room are kept in sets that change with each
 assignment and each finish.
@@ -29,16 +28,12 @@ from zmqtasks.nodes.scheduler.state import (
     TaskState,
     WorkerState,
 )
-from zmqtasks.protocol.ops import RetractRuns, TaskOptions
+from zmqtasks.protocol.ops import TaskOptions
 
 MAKES_ACTOR, CALLS_ACTOR = 1, 2
 """`TaskOptions.actor`."""
 BANDWIDTH = 1e9
 """Bytes per second assumed between workers, where a choice needs one."""
-RETRACT_AFTER_S = 0.005
-"""How long workers may be idle beside busy ones before work is taken back: shorter than a long task, longer than a round trip."""
-RETRACT_PER_WORKER_S = 5e-6
-"""A look for work to take back costs about this per worker; with many workers it is taken less often."""
 QUANTUM_S = 2.5e-3
 QUANTUM_PER_WORKER_S = 5e-6
 """Short tasks go out in lots of at least this much estimated work, longer lots with more workers: a message costs the scheduler as
@@ -64,9 +59,6 @@ class Placement:
         """Usable workers with a free thread."""
         self.roomy: dict[WorkerState, None] = {}
         """Usable workers without a free thread that may still get tasks ahead."""
-        self.retract_at: float | None = None
-        self.returned: list[tuple[WorkerState, TaskState]] = []
-        """Tasks that workers gave back for idle ones."""
         self.calls = Bucket((), False, {})
         """Of calls of actors, which never wait in it."""
 
@@ -168,9 +160,10 @@ class Placement:
             return next(iter(held), None)
         most = sorted(held, key=held.__getitem__, reverse=True)[:HOLDERS_COMPARED]
         total = sum(held.values())
-        return min(most, key=lambda w: (total - held[w]) / BANDWIDTH + self._wait_s(w))
+        return min(most, key=lambda w: (total - held[w]) / BANDWIDTH + self.wait_s(w))
 
-    def _wait_s(self, worker: WorkerState) -> float:
+    def wait_s(self, worker: WorkerState) -> float:
+        """How long a task given to the worker now would wait, by the estimates."""
         return (worker.load_s + len(worker.queue) * self.state.config.prefetch_s) / worker.nthreads
 
     # --- room -------------------------------------------------------------------------------------------------------
@@ -205,8 +198,6 @@ class Placement:
 
     def dispatch(self) -> None:
         """Gives tasks to workers that have room, until tasks or room run out."""
-        if self.returned:
-            self._dispatch_returned()
         if self.backlogged:
             self._dispatch_own_queues()
         if self.active_buckets:
@@ -215,11 +206,6 @@ class Placement:
             if len(self.queue) > len(self.state.tasks) + STALE_KEPT:
                 self.queue.tidy()
             self._dispatch_central()
-        if self.idle:
-            if self.backlogged:
-                self._take_from_backlogged()
-            if self.retract_at is None and self.state.next_run_id and not len(self.queue):
-                self._plan_retraction()
 
     def _dispatch_central(self) -> None:
         queue = self.queue
@@ -328,40 +314,6 @@ class Placement:
             if bucket.queue.peek() is None:
                 self.active_buckets.pop(bucket)
 
-    def _dispatch_returned(self) -> None:
-        """Tasks with inputs go to the idle, or they would be queued again where they come from."""
-        returned, self.returned = self.returned, []
-        for source, ts in returned:
-            if ts.state is not READY or not ts.deps or ts.spec is None or ts.spec.bucket is not None:
-                continue
-            others = [w for w, _ in zip(self.idle, range(HOLDERS_COMPARED), strict=False) if w is not source]
-            if others:
-                worker = min(others, key=lambda w: _missing_bytes(w, ts))
-                self.assign(worker, ts)
-                self.update_room(worker)
-
-    def _stall_s(self, worker: WorkerState) -> float:
-        """How long what waits for a busy worker will wait, at a guess: as long as that was silent already, at least."""
-        silent_s = self.state.now - worker.last_progress if worker.last_progress else 0.0
-        return max(self._wait_s(worker), silent_s)
-
-    def _take_from_backlogged(self) -> None:
-        """Idle workers take what waits for busy ones, where moving the inputs takes less time than waiting."""
-        for worker in list(self.idle):
-            victims = [w for w in self.backlogged if w is not worker and len(w.queue) and not self.has_room(w)]
-            if not victims:
-                return
-            victim = max(victims, key=lambda w: len(w.queue))
-            ts = victim.queue.pop_last()
-            if ts is None:
-                self.backlogged.pop(victim, None)
-                continue
-            if _missing_bytes(worker, ts) / BANDWIDTH > self._stall_s(victim):
-                victim.queue.push(ts)
-                return
-            self.assign(worker, ts)
-            self.update_room(worker)
-
     def assign(self, worker: WorkerState, ts: TaskState) -> None:
         """READY -> PROCESSING: a new attempt of `ts` on `worker`."""
         state = self.state
@@ -402,62 +354,6 @@ class Placement:
         if peer.number not in worker.known_peers:
             worker.known_peers.add(peer.number)
             worker.outbox.add_peer(peer)
-
-    # --- taking back ------------------------------------------------------------------------------------------------
-
-    def _plan_retraction(self) -> None:
-        workers = len(self.state.workers)
-        if workers > len(self.idle):
-            self.retract_at = self.state.now + max(RETRACT_AFTER_S, workers * RETRACT_PER_WORKER_S)
-
-    def retract(self) -> None:
-        """Asks workers with tasks ahead to give back a fair share for the idle ones; called when `retract_at` has come."""
-        self.retract_at = None
-        if not self.idle or len(self.queue):
-            return
-        now = self.state.now
-        free = sum(w.nthreads - w.busy for w in self.idle)
-        loaded = [w for w in self.state.workers.values() if w.usable and w.busy > w.nthreads and not w.retracting]
-        loaded.sort(key=lambda w: w.load_s, reverse=True)
-        for worker in loaded:
-            if free <= 0:
-                break
-            if not worker.last_progress:
-                worker.last_progress = now  # it has just begun: have a look next time
-                continue
-            if worker.load_s / worker.nthreads < RETRACT_AFTER_S and now - worker.last_progress < RETRACT_AFTER_S:
-                continue  # it will be through before the tasks could have moved
-            surplus = worker.busy - worker.nthreads
-            runs = self._last_unstarted(worker, min(surplus, max(free, surplus // 2)))
-            if runs:
-                deadline = now + self.state.config.heartbeat_s
-                worker.retracting.update((run_id, deadline) for run_id in runs)
-                self.state.retracting[worker] = None
-                worker.outbox.add(RetractRuns(runs))
-                self.state.counters["retracted"] += len(runs)
-                free -= len(runs)
-        if any(w.usable and w.busy > w.nthreads for w in self.state.workers.values()):
-            self._plan_retraction()
-
-    def _last_unstarted(self, worker: WorkerState, count: int) -> list[int]:
-        """The runs given last that it hasn't reported as executing and that an idle worker may run."""
-        runs: list[int] = []
-        movable = self._stall_s(worker) * BANDWIDTH
-        for run_id, ts in reversed(worker.processing.items()):
-            if len(runs) >= count:
-                break
-            if ts is None or run_id in worker.executing or run_id in worker.parked or ts.run_id != run_id:
-                continue
-            if ts.deps and sum(dep.size for dep in ts.deps if dep.inline is None) > movable:
-                continue
-            bucket = ts.spec.bucket if ts.spec is not None else None
-            if bucket is None or any(w in self.idle and bucket.fits_now(w) for w in bucket.eligible):
-                runs.append(run_id)
-        return runs
-
-
-def _missing_bytes(worker: WorkerState, ts: TaskState) -> int:
-    return sum(dep.size for dep in ts.deps if dep.inline is None and not dep.held_by(worker))
 
 
 def _head_priority(bucket: Bucket) -> int:

@@ -525,3 +525,65 @@ def test_long_batches_are_split_and_a_huge_op_is_refused(monkeypatch: pytest.Mon
             await channel.close()
 
     run(main())
+
+
+@every_scheme
+def test_long_batches_of_other_threads_are_split_by_the_loop(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order with what comes after them, from whatever thread."""
+    monkeypatch.setattr(session, "SPLIT_BYTES", 10_000)
+
+    async def main() -> None:
+        async with listening(scheme) as (node, address):
+            channel = await dial(address, Recorder())
+            sends_directly = channel._comm is not None and channel._comm.ready_for_direct
+            direct = 0
+
+            def send_some(first: int) -> None:
+                nonlocal direct
+                batch = [ops.WantKeys(["x" * 1000, number]) for number in range(first, first + 100)]
+                if channel.send_taken(lambda: batch):
+                    direct += 1
+                else:
+                    asyncio.run_coroutine_threadsafe(by_loop(batch), channel._loop).result()
+
+            async def by_loop(batch: list[Any]) -> None:
+                channel.send(batch)
+
+            def other_thread() -> None:
+                for number in range(20):
+                    send_some(100 * number)
+
+            await asyncio.to_thread(other_thread)
+            channel.send([ops.WantKeys(["", 2000])])
+            await until(lambda: len(node.recorders[0].ops) == 2001)
+            assert [op.keys[-1] for op in node.recorders[0].ops] == list(range(2001))
+            assert bool(direct) == sends_directly
+            await channel.close()
+
+    run(main())
+
+
+@every_scheme
+def test_a_handler_that_fails_ends_the_session_and_nothing_else(scheme: str) -> None:
+    """Also when the batch that it fails at acknowledges what is kept for the peer."""
+
+    def fail(channel: Any, _: list[Any]) -> None:
+        raise ZeroDivisionError("the handler's own")
+
+    async def main() -> None:
+        told: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: told.append(context))
+        async with listening(scheme) as (node, address):
+            mine = Recorder(fail)
+            channel = await dial(address, mine)
+            channel.send([want(1)])
+            await until(lambda: node.recorders[0].ops)
+            node.channel.send([ops.DropData([1])])
+            assert isinstance(await mine.ended(), ZeroDivisionError)
+            error = await node.recorders[0].ended()
+            assert error is not None
+            assert "the handler's own" in str(error)
+            await channel.close()
+        assert not told
+
+    run(main())

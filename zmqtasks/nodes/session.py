@@ -18,9 +18,9 @@ A `Goodbye` within the sequence ends the session in good order: its receiver ans
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -34,6 +34,7 @@ from zmqtasks.errors import (
     RemoteProtocolError,
 )
 from zmqtasks.ids import InstanceId, SessionId
+from zmqtasks.nodes.replay import Replay
 from zmqtasks.protocol.codec import Codec
 from zmqtasks.protocol.frames import KIB, MIB
 from zmqtasks.protocol.handshake import Welcome
@@ -75,12 +76,10 @@ class Channel:
     __slots__ = (
         "_ack_soon",
         "_ack_timer",
-        "_acked",
         "_closing",
         "_codec",
         "_comm",
         "_decode",
-        "_drainers",
         "_encode",
         "_end_told",
         "_ended",
@@ -88,13 +87,11 @@ class Channel:
         "_in_seq",
         "_lock",
         "_loop",
-        "_low_water",
         "_on_ended",
         "_on_lost",
-        "_out_seq",
         "_over",
         "_paused",
-        "_queued",
+        "_postponed",
         "_replay",
         "_replay_limit",
         "_tasks",
@@ -137,13 +134,10 @@ class Channel:
         self._encode = self._codec.encode
         self._decode = self._codec.decode_untrusted
         self._comm: Comm | None = None
-        self._out_seq = 0
-        self._acked = 0
         self._in_seq = 0
-        self._replay: deque[bytes] = deque()  # batches _acked + 1 .. _out_seq
-        self._queued = 0
+        self._replay = Replay(self._loop, min(LOW_WATER_BYTES, config.replay_bytes // 4))
+        self._postponed: list[Op] = []  # by another thread, as there was too much for one batch: goes first
         self._replay_limit: float = config.replay_bytes if bounded else float("inf")
-        self._low_water = min(LOW_WATER_BYTES, config.replay_bytes // 4)
         self._unacked = 0  # weight of what was received and not acknowledged
         self._ack_soon = False
         self._ack_timer: asyncio.TimerHandle | None = None
@@ -154,7 +148,6 @@ class Channel:
         self._over = False
         self._ended: Exception | None = None
         self._end_told: asyncio.Future[None] = self._loop.create_future()
-        self._drainers: list[asyncio.Future[None]] = []
         self._on_lost = on_lost
         self._on_ended = on_ended
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,9 +169,16 @@ class Channel:
             raise CommClosedError(f"the channel to {self.peer_address} is closed")
         if not ops:
             return
+        self._send_in_order(ops)
+
+    def _send_in_order(self, ops: Sequence[Op]) -> None:
         with self._lock:
-            self._send_locked(ops)
-        if self._queued > self._replay_limit:
+            if self._postponed:
+                ops = [*self._postponed, *ops]
+                self._postponed.clear()
+            if ops:
+                self._send_locked(ops)
+        if self._replay.nbytes > self._replay_limit:
             self._overflow()
 
     def begin_direct(self) -> bool:
@@ -190,7 +190,7 @@ class Channel:
         if self._closing or not self._lock.acquire(blocking=False):
             return False
         comm = self._comm
-        if comm is not None and comm.ready_for_direct:
+        if comm is not None and comm.ready_for_direct and not self._postponed:
             return True
         self._lock.release()
         return False
@@ -201,7 +201,7 @@ class Channel:
             return False
         with self._lock:
             comm = self._comm
-            if comm is None or not comm.ready_for_direct:
+            if comm is None or not comm.ready_for_direct or self._postponed:
                 return False
             if ops := take():
                 self._send_locked(ops, direct=True)
@@ -216,10 +216,16 @@ class Channel:
             self._lock.release()
 
     def _send_locked(self, ops: Sequence[Op], direct: bool = False) -> None:
-        data = self._encode(self._out_seq + 1, self._in_seq, ops)
+        replay = self._replay
+        data = self._encode(replay.seq + 1, self._in_seq, ops)
         size = len(data)
         if size > SPLIT_BYTES:
             if len(ops) > 1:
+                if direct:
+                    self._postponed.extend(ops)  # two batches one after the other are for the loop to send
+                    with contextlib.suppress(RuntimeError):  # it is closed
+                        self._loop.call_soon_threadsafe(self._send_postponed)
+                    return
                 middle = len(ops) // 2
                 self._send_locked(ops[:middle])
                 self._send_locked(ops[middle:])
@@ -229,10 +235,8 @@ class Channel:
                     f"one {type(ops[0]).__name__} of {size} bytes is over the limit of control links "
                     f"({self._codec.limit_bytes}): large values go over data links"
                 )
-        self._out_seq += 1
         self._unacked = 0
-        self._replay.append(data)
-        self._queued += size
+        replay.append(data)
         comm = self._comm
         if comm is not None:
             try:
@@ -243,10 +247,17 @@ class Channel:
             except CommError:
                 pass  # comm_ended is on its way, and the batch is kept
 
+    def _send_postponed(self) -> None:
+        if not self._over:
+            try:
+                self._send_in_order(())
+            except LocalProtocolError as exc:
+                self._fail(exc)
+
     @property
     def queued_bytes(self) -> int:
         """Bytes that the peer has not acknowledged, sent or not."""
-        return self._queued
+        return self._replay.nbytes
 
     @property
     def connected(self) -> bool:
@@ -260,14 +271,7 @@ class Channel:
 
     async def drain(self) -> None:
         """Waits until little is unacknowledged (`LOW_WATER_BYTES`); raises the channel's end when that comes first."""
-        while self._queued > self._low_water and not self._over:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._drainers.append(waiter)
-            try:
-                await waiter
-            finally:
-                if waiter in self._drainers:
-                    self._drainers.remove(waiter)
+        await self._replay.drain()
         if self._over:
             raise CommClosedError(f"the channel to {self.peer_address} has ended") from self._ended
 
@@ -311,8 +315,8 @@ class Channel:
         frame = frames[0]
         try:
             seq, ack, ops = self._decode(frame)
-            if ack > self._out_seq:
-                self._check_ack(ack)
+            if ack > self._replay.seq:
+                self._replay.check(ack)
             if seq != self._in_seq + 1 or len(frames) != 1:
                 self._irregular(seq, ops, frames)
                 self._trim(ack)
@@ -335,7 +339,7 @@ class Channel:
             except Exception as exc:
                 _log.exception("handling ops from %s failed: the channel ends", self.peer_address)
                 self._fail(exc)
-        if ack > self._acked:  # after the ops: what they lead to does not wait for it
+        if ack > self._replay.acked:  # after the ops: what they lead to does not wait for it
             self._trim(ack)
         if goodbye is not None:
             self._on_goodbye(goodbye)
@@ -368,8 +372,8 @@ class Channel:
         try:
             with self._lock:  # no batch may overtake the ones that go out again
                 self._comm = comm
-                self._check_ack(peer_last_seq)
-                self._acknowledged(peer_last_seq)
+                self._replay.check(peer_last_seq)
+                self._replay.acknowledged(peer_last_seq)
                 for data in self._replay:
                     comm.send((data,))
         except ProtocolError as exc:
@@ -430,23 +434,8 @@ class Channel:
     def _trim(self, ack: int) -> None:
         """Forgets batches that the peer has."""
         with self._lock:
-            if ack > self._acked:
-                self._acknowledged(ack)
-
-    def _check_ack(self, ack: int) -> None:
-        if ack > self._out_seq or ack < self._acked:
-            raise RemoteProtocolError(
-                f"the peer acknowledges batch {ack}; sent are {self._out_seq}, acknowledged {self._acked}"
-            )
-
-    def _acknowledged(self, ack: int) -> None:
-        """Forgets batches that the peer has; the lock is held."""
-        replay = self._replay
-        for _ in range(ack - self._acked):
-            self._queued -= len(replay.popleft())
-        self._acked = ack
-        if self._drainers and self._queued <= self._low_water:
-            self._wake_drainers()
+            if ack > self._replay.acked:
+                self._replay.acknowledged(ack)
 
     def _acknowledge(self) -> None:
         """Sends an acknowledgement, unless a batch has carried it meanwhile."""
@@ -493,7 +482,7 @@ class Channel:
 
     def _overflow(self) -> None:
         text = (
-            f"{self.peer_address} has not acknowledged {self._queued} bytes, and replay_bytes is "
+            f"{self.peer_address} has not acknowledged {self._replay.nbytes} bytes, and replay_bytes is "
             f"{self._replay_limit:.0f}: it does not keep up, or its link is lost"
         )
         _log.warning("the channel ends: %s", text)
@@ -505,7 +494,8 @@ class Channel:
         self._closing = True
         self._ended = error
         self._stop_ack_timer()
-        self._replay.clear()
+        self._replay.end()
+        self._postponed.clear()
         comm, self._comm = self._comm, None
         if comm is not None:
             comm.set_handler(_Deaf())
@@ -515,7 +505,6 @@ class Channel:
                 task = self._loop.create_task(comm.close())
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
-        self._wake_drainers()
         if self._on_ended is not None:
             self._on_ended(self, error)
         self._loop.call_soon(self._tell_end)
@@ -525,12 +514,6 @@ class Channel:
             self._handler.channel_ended(self, self._ended)
         finally:
             self._end_told.set_result(None)
-
-    def _wake_drainers(self) -> None:
-        drainers, self._drainers = self._drainers, []
-        for waiter in drainers:
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 class _Deaf:

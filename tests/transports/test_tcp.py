@@ -11,7 +11,7 @@ from zmqtasks.testing.comms import Recorder, memory_bytes
 from zmqtasks.testing.conformance import TransportConformance
 from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, ConformanceBase, end
 from zmqtasks.testing.conformance_endings import EndingTests
-from zmqtasks.testing.conformance_messages import FlowTests
+from zmqtasks.testing.conformance_flow import FlowTests
 from zmqtasks.transports import Comm, LinkSettings, connect
 from zmqtasks.transports.address import parse_host_port
 from zmqtasks.transports.stream import PREAMBLE

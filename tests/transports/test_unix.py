@@ -24,7 +24,7 @@ from zmqtasks.testing.comms import DEADLINE_S, Recorder, open_descriptors, wait_
 from zmqtasks.testing.conformance import TransportConformance
 from zmqtasks.testing.conformance_base import OPEN, ConformanceBase, end
 from zmqtasks.testing.conformance_endings import EndingTests
-from zmqtasks.testing.conformance_messages import FlowTests
+from zmqtasks.testing.conformance_flow import FlowTests
 from zmqtasks.transports import Comm, LinkSettings, connect, listen, registry
 from zmqtasks.transports.stream import PREAMBLE
 

@@ -12,8 +12,9 @@ checks the declarations where it can. Hooks are in `ConformanceBase`. The tests 
 from __future__ import annotations
 
 from zmqtasks.testing.conformance_endings import AddressTests, EndingTests, NumberTests
+from zmqtasks.testing.conformance_flow import FlowTests
 from zmqtasks.testing.conformance_links import CutLinkTests, PeerProcessTests
-from zmqtasks.testing.conformance_messages import FlowTests, MessageTests
+from zmqtasks.testing.conformance_messages import MessageTests
 from zmqtasks.testing.conformance_strangers import DeclarationTests, LimitTests, StrangerTests
 
 

@@ -152,7 +152,10 @@ class Comm(ABC):
         return False
 
     def send_direct(self, frames: Frames) -> None:
-        """Like `send`, from any thread, after `ready_for_direct`; the caller sees to it that nobody else sends meanwhile."""
+        """Like `send`, from any thread, after `ready_for_direct`; the caller sees to it that nobody else sends meanwhile.
+
+        A message of up to 48 KiB to a peer that reads is on its way when this returns; of others the rest may wait for the loop.
+        """
         raise LocalProtocolError(f"{type(self).__name__} sends from its own loop only")
 
     @abstractmethod

@@ -136,10 +136,11 @@ class DealerComm(ZmqComm):
             self._messages_sent += 1
             self._bytes_sent += size
             cost = units(size)
-            if len(pieces) == 1 and size <= self._peer_part_bytes and self._credit() >= cost:
+            if size <= self._peer_part_bytes and self._credit() >= cost:
                 self._units_sent += cost
+                part = pieces[0] if len(pieces) == 1 else b"".join(pieces)
                 try:
-                    sock.zmq.send(pieces[0], DONTWAIT, copy=size < LENT_BYTES)
+                    sock.zmq.send(part, DONTWAIT)  # copied: what lends memory is made once, and not by two threads
                 except zmq.ZMQError:
                     return  # the monitor tells the loop, which ends the comm
                 look = sock.readable_locked()  # news of it may be swallowed

@@ -4,12 +4,16 @@ A reader asks a lender for arrays and sums them. *First read*: a value that nobo
 arena, from the request to the array in hand; beside it a copy between warm memory (`memcpy`) in the same rounds. *Next
 read*: the same value again. *Sum*: reading all of it, over a sum of the reader's own memory. Then what the first use of
 memory costs, leases per second, and from which size on lending wins over the socket. Medians of all rounds.
+
+All of its processes copy past the caches, as those of workers do that a nanny has started. `python -m bench.shm --non-temporal`
+compares that with others.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import subprocess
 import sys
@@ -20,16 +24,17 @@ import numpy as np
 import uvloop
 
 from zmqtasks.protocol.frames import DATA_LIMITS, GIB, KIB, MIB
-from zmqtasks.transports import Comm, LinkSettings, connect, listen
+from zmqtasks.transports import Comm, LinkSettings, connect, listen, non_temporal
 from zmqtasks.transports.shm import comm as shm_comm
 from zmqtasks.transports.shm import native
-from zmqtasks.transports.shm.arena import Arena
+from zmqtasks.transports.shm.arena import Arena, Block
 from zmqtasks.transports.shm.copying import Copy
 
 _SETTINGS = LinkSettings(limits=DATA_LIMITS, high_water_bytes=64 * MIB)
 _ROUNDS = 9
 _LEASES = 3_000
 _THRESHOLDS = (64 * KIB, 128 * KIB, 256 * KIB, 512 * KIB, MIB, 4 * MIB)
+_COPIED = (4 * MIB, 16 * MIB, 32 * MIB, 64 * MIB, 256 * MIB)
 _WAIT_S = 60.0
 
 
@@ -173,6 +178,60 @@ def _fills(size: int) -> None:
     )
 
 
+def _warm_block(arena: Arena, source: memoryview) -> tuple[Block, memoryview]:
+    """A block with that content, and its memory."""
+    size = len(source)
+    block = arena.take(size)
+    assert block is not None
+    arena.fill(block, 0, source)
+    arena.filled(block)
+    arena.release(block)
+    arena.trim(0.0)  # maps it
+    assert arena.take(size) is block
+    mapped = arena.mapped(block, size)
+    assert mapped is not None
+    return block, mapped
+
+
+def _copies(size: int) -> list[float]:
+    """Milliseconds of a copy by one thread, of a sum of what was copied, and of a copy by two threads."""
+    arena = Arena(GIB, GIB)
+    source = np.ones(size // 8, np.uint64)
+    content = source.data.cast("B")
+    block, mapped = _warm_block(arena, content)
+    target = np.frombuffer(mapped, np.uint64)
+    took: list[list[float]] = [[], [], []]
+    for _ in range(max(_ROUNDS, 256 * MIB // size)):
+        took[0].append(_timed(lambda: np.copyto(target, source)))
+        took[1].append(_timed(target.sum))
+        took[2].append(_timed(lambda: _copy(Copy(arena, block, content))))
+    return [statistics.median(times) * 1e3 for times in took]
+
+
+def _compare_copies() -> None:
+    """Copies through the caches and past them, by processes in turns."""
+    through = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    past = dict(through)
+    non_temporal.set_for_child(past)
+    if past == through:
+        raise SystemExit("this C library or processor has no such setting: nothing to compare")
+    found: dict[tuple[str, int], list[list[float]]] = {}
+    for _ in range(5):
+        for kind, environment in (("through", through), ("past", past)):
+            command = [sys.executable, "-m", "bench.shm", "--copies"]
+            lines = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, text=True, check=True
+            ).stdout.split("\n")
+            for size, line in zip(_COPIED, lines, strict=False):
+                found.setdefault((kind, size), []).append([float(word) for word in line.split()])
+    print("ms, through the caches / past them: one thread, a sum of it then, two threads")
+    for size in _COPIED:
+        through, beyond = (
+            [statistics.median(c) for c in zip(*found[kind, size], strict=True)] for kind in ("through", "past")
+        )
+        print(f"{size >> 20:4d} MiB: " + ",  ".join(f"{a:.2f} / {b:.2f}" for a, b in zip(through, beyond, strict=True)))
+
+
 async def _measure(address: str, sizes: list[int]) -> None:
     reader = _Reader(await connect(address, _SETTINGS))
     for size in sizes:
@@ -197,11 +256,24 @@ def main() -> None:
     """Prints the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size-mib", type=int, nargs="*", default=[64, 256])
+    parser.add_argument("--non-temporal", action="store_true", help="copies through the caches and past them")
     parser.add_argument("--lend", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--copies", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.non_temporal:
+        _compare_copies()
+        return
+    if arguments.copies:
+        for size in _COPIED:
+            print(*_copies(size))
+        return
     if arguments.lend:
         uvloop.run(_lend())
         return
+    environment = dict(os.environ)
+    non_temporal.set_for_child(environment)
+    if environment != dict(os.environ):  # which counts from the start of a process
+        os.execve(sys.executable, [sys.executable, "-m", "bench.shm", *sys.argv[1:]], environment)
     _fills(64 * MIB)
     with subprocess.Popen([sys.executable, "-m", "bench.shm", "--lend"], stdout=subprocess.PIPE, text=True) as lender:
         assert lender.stdout is not None

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import IO
 
+from zmqtasks.transports import non_temporal
+
 START_TIMEOUT_S = 30.0
 """For a child to import what it needs and say so, on a busy machine."""
 
@@ -30,15 +32,18 @@ class Child:
     """A process that runs `python -m module *arguments`; killed, and waited for, when the block is left.
 
     `own_group`: in a process group of its own, which is killed with all that the child has started, and which Ctrl-C in
-    the terminal does not reach.
+    the terminal does not reach. All copy large arrays as workers do that a nanny has started.
     """
 
     def __init__(self, module: str, *arguments: str, own_group: bool = False, first_line: str = "") -> None:
         self.module = module
         self._own_group = own_group
         self._buffer = b""
+        environment = dict(os.environ)
+        non_temporal.set_for_child(environment)
         self._process: subprocess.Popen[bytes] = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
+            env=environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             process_group=0 if own_group else None,

@@ -64,6 +64,43 @@ def test_content(arena: Arena, size_bytes: int, budget: int, warm: bool) -> None
     arena.release(block)
 
 
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="a helper needs a second processor")
+@pytest.mark.parametrize("extra_bytes", [-1, 0, 1, 128, 5 * MIB + 7, 32 * MIB - 1, 32 * MIB, 101 * MIB + 7])
+@pytest.mark.parametrize("threshold", [5 * MIB + 1, 16 * MIB])
+def test_content_in_large_pieces(
+    arena: Arena, threshold: int, extra_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a process that copies past the caches; the least that goes so, and what is a little more or less."""
+    monkeypatch.setenv("GLIBC_TUNABLES", f"glibc.cpu.x86_non_temporal_threshold={threshold}")
+    size_bytes = 2 * threshold + extra_bytes
+    content = os.urandom(size_bytes)
+    copy = Copy(arena, warm_block(arena, size_bytes), memoryview(content))
+    pieces = []
+    while not copy.is_complete():
+        pieces.append(copy.advance(MIB))
+    assert content_of(arena, copy.block, size_bytes) == content
+    assert copy._help is not None
+    if extra_bytes < 0:
+        assert not copy._help._large
+    else:
+        assert threshold - 64 <= copy._help._large < 2 * threshold
+        assert all(copy._help._large <= piece < 2 * copy._help._large for piece in pieces if piece), (
+            "a small rest was left"
+        )
+    arena.release(copy.block)
+
+
+@pytest.mark.parametrize("threshold", [MIB, 17 * MIB])
+def test_thresholds_for_which_pieces_stay_small(arena: Arena, threshold: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small ones go past the caches already, or large ones would hold the loop for too long."""
+    monkeypatch.setenv("GLIBC_TUNABLES", f"glibc.cpu.x86_non_temporal_threshold={threshold:#x}")
+    content = os.urandom(64 * MIB)
+    block = warm_block(arena, len(content))
+    finish(Copy(arena, block, memoryview(content)), 8 * MIB)
+    assert content_of(arena, block, len(content)) == content
+    arena.release(block)
+
+
 def test_copies_in_turns(arena: Arena) -> None:
     """Those of several links go on side by side."""
     contents = [os.urandom(16 * MIB) for _ in range(4)]

@@ -37,6 +37,7 @@ from zmqtasks.protocol.ops import (
 )
 from zmqtasks.protocol.serialize import deserialize_inline, serialize_inline
 from zmqtasks.security import ClusterKey, Security
+from zmqtasks.transports import non_temporal
 
 
 def on_loop(test: Callable[[], Awaitable[None]]) -> Callable[[], None]:
@@ -91,12 +92,14 @@ async def test_workers_run_tasks_in_processes_of_their_own() -> None:
         def look() -> Any:
             print("to stdout")
             sys.stderr.write("to stderr")
-            return os.getpid(), os.environ["OMP_NUM_THREADS"], sys.stdin.read()
+            return os.getpid(), os.environ["OMP_NUM_THREADS"], sys.stdin.read(), os.environ.get("GLIBC_TUNABLES")
 
         worker = stub.workers[0]
         worker.compute(look, [1])
         result = deserialize_inline((await worker.take(TasksFinished)).values)
-        assert result == (worker.introduction.pid, "3", "")
+        tunables: dict[str, str] = dict(os.environ)
+        non_temporal.set_for_child(tunables)
+        assert result == (worker.introduction.pid, "3", "", tunables.get("GLIBC_TUNABLES"))
         lines = [record for op in worker.ops if isinstance(op, LogMessages) for record in op.records]
         assert [(record.level, record.text) for record in lines] == [(0, "to stdout"), (1, "to stderr")]
 

@@ -19,6 +19,7 @@ from zmqtasks.errors import NodeStartError
 from zmqtasks.ids import InstanceId, new_instance_id
 from zmqtasks.nodes.nanny.memory import format_bytes, out_of_memory_kills
 from zmqtasks.nodes.worker.slots import MAX_EXTRA_THREADS
+from zmqtasks.transports import non_temporal
 
 _KEPT_STDERR = 8 << 10
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -271,6 +272,7 @@ def _environment(nthreads: int) -> dict[str, str]:
     environment = dict(os.environ)
     for variable in _THREAD_VARIABLES:
         environment.setdefault(variable, str(nthreads))
+    non_temporal.set_for_child(environment)
     root = Path(__file__).resolve().parents[3]
     if root.name not in ("site-packages", "dist-packages"):  # used from a source tree: `-P` leaves it out otherwise
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [str(root), environment.get("PYTHONPATH", "")]))

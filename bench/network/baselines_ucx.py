@@ -34,7 +34,7 @@ from .processes import START_TIMEOUT_S, Child, MeasuringError, live_with_parent
 
 _COMMAND = struct.Struct("<QQ")  # size of a message, how many; none: echo messages of that size
 _THERE, _BACK = 1, 2
-_IN_FLIGHT = int(__import__("os").environ.get("IFL", "4"))
+_IN_FLIGHT = 4
 _SMALL_IN_FLIGHT = 64
 _WARM_UP = 50
 _LOOK_MS = 100

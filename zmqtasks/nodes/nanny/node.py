@@ -20,7 +20,7 @@ from zmqtasks.ids import InstanceId, new_instance_id
 from zmqtasks.nodes.nanny.memory import KILL_SHARE, next_look_s, private_bytes
 from zmqtasks.nodes.nanny.process import WorkerProcess, over_limit
 from zmqtasks.nodes.nanny.restarts import RestartPolicy
-from zmqtasks.nodes.worker.directory import remove_directory
+from zmqtasks.nodes.worker.directory import base_directory, remove_directory
 from zmqtasks.security import Security
 
 if TYPE_CHECKING:
@@ -99,6 +99,7 @@ class NannyNode:
         Raises what `open_channel` raises, and NodeStartError, with what the process printed, when a worker cannot
         start.
         """
+        self._settings["local_directory"] = base_directory(self._settings["local_directory"])
         self._loop = asyncio.get_running_loop()
         self._finished = asyncio.Event()
         self._all_ready: asyncio.Future[None] = self._loop.create_future()

@@ -10,13 +10,27 @@ import tempfile
 import threading
 from pathlib import Path
 
-
-def directory_of(base: str | None, instance_id: bytes) -> Path:
-    """Where the worker of that id has its files: below `base`, or the system's directory for temporary files."""
-    return Path(base or tempfile.gettempdir()).absolute() / f"zmqtasks-worker-{instance_id.hex()}"
+from zmqtasks.errors import NodeStartError
 
 
-def remove_directory(base: str | None, instance_id: bytes) -> None:
+def base_directory(given: str | None) -> str:
+    """`given`, or the system's directory for temporary files, which Python finds by writing to it.
+
+    To be asked at the start, by a nanny for its workers as well: a process that is killed while it looks leaves a file.
+    Raises NodeStartError when there is none.
+    """
+    try:
+        return given or tempfile.gettempdir()
+    except OSError as exc:
+        raise NodeStartError(f"workers have no place for their files ({exc}): give a --local-directory") from exc
+
+
+def directory_of(base: str, instance_id: bytes) -> Path:
+    """Where the worker of that id has its files, below `base`."""
+    return Path(base).absolute() / f"zmqtasks-worker-{instance_id.hex()}"
+
+
+def remove_directory(base: str, instance_id: bytes) -> None:
     """Removes the directory and all that is in it, if it is there."""
     path = directory_of(base, instance_id)
     if path.exists():
@@ -27,7 +41,7 @@ class WorkerDirectory:
     """The directory of a worker, for any thread."""
 
     def __init__(self, base: str | None, instance_id: bytes) -> None:
-        self._base = base
+        self._base = base_directory(base)
         self._instance_id = instance_id
         self._lock = threading.Lock()
         self._removed = False

@@ -7,6 +7,7 @@ import json
 import mmap
 import queue
 import random
+import sys
 import threading
 import time
 
@@ -79,7 +80,7 @@ class MessageTests(ConformanceBase):
 
                 def send_by_thread() -> None:
                     number = 0
-                    while number < 1000:
+                    while number < 1000 and ours.ended is None:
                         with lock:
                             if ours.ready_for_direct:
                                 ours.send_direct(direct[number])
@@ -104,7 +105,12 @@ class MessageTests(ConformanceBase):
                 assert loops == [b"loop   %6d" % n for n in range(2000)]
                 assert [frames[0] for frames in here.contents()] == [b"back   %6d" % n for n in range(2000)]
 
-        self.run(test())
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)  # the threads take turns wherever they can
+        try:
+            self.run(test())
+        finally:
+            sys.setswitchinterval(interval)
 
     def test_direct_sends_do_not_wait_for_the_loop(self) -> None:
         """They are there while the loop they belong to does nothing, as one does whose program computes."""

@@ -140,10 +140,10 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
                 self._loop.call_soon_threadsafe(self._write_direct_rest)
 
     def _write_direct_rest(self) -> None:
-        with self._direct_lock:
-            rest, self._direct_rest = self._direct_rest, b""
-        if rest and not self._dropped:
-            self._transport.write(rest)
+        if rest := self._direct_rest:
+            if not self._dropped:
+                self._transport.write(rest)
+            self._direct_rest = b""  # last: up to here no other thread sends
 
     async def drain(self) -> None:
         if self._ended is not None:
@@ -211,9 +211,9 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
     # -- writing
 
     def _end_turn(self) -> None:
-        self._turn_open = False
         if self._collected:
             self._write_collected()
+        self._turn_open = False  # last: up to here no other thread sends
 
     def _write_collected(self) -> None:
         collected, self._collected = self._collected, []

@@ -130,9 +130,9 @@ class ShmComm(StreamComm):
                 if self._waiting is None:
                     self._loop.call_soon(self._advance)
                 return
-            self._outgoing.popleft()
-            self._outgoing_bytes -= message.size
             self._put_out_lent(message)
+            self._outgoing.popleft()  # last: up to here no other thread sends
+            self._outgoing_bytes -= message.size
         if not self._outgoing and self._goodbye_due:
             self._goodbye_due = False
             self._say_goodbye()

@@ -69,6 +69,7 @@ class ZmqComm(LoopComm):
         self._caught_up = False  # nothing is held, and what comes is parsed at once
         self._queue: deque[bytes | memoryview] = deque()
         self._queued_bytes = 0
+        self._flushing = False  # what was taken out of the queue may not be with ZeroMQ yet
         self._congested = False  # over the high-water mark, and not under the low one since
         self._units_sent = 0
         self._units_acked = 0
@@ -157,9 +158,13 @@ class ZmqComm(LoopComm):
 
     def _flush(self) -> None:
         """Sends as much of the queue as there is credit for, and the FIN after its end."""
-        while self._queue and (part := self._next_part()) is not None:
-            self._queued_bytes -= len(part)
-            self._put(part)
+        self._flushing = True
+        try:
+            while self._queue and (part := self._next_part()) is not None:
+                self._queued_bytes -= len(part)
+                self._put(part)
+        finally:
+            self._flushing = False
         if self._released:
             return
         if self._congested and self._queued_bytes <= self._settings.low_water_bytes:

@@ -125,7 +125,13 @@ class DealerComm(ZmqComm):
 
     @property
     def ready_for_direct(self) -> bool:
-        return self._ended is None and not self._queue and not self._direct_rest and self._credit() > 0
+        return (
+            self._ended is None
+            and not self._flushing
+            and not self._queue
+            and not self._direct_rest
+            and self._credit() > 0
+        )
 
     def send_direct(self, frames: Frames) -> None:
         pieces, size = pack_message(frames)
@@ -167,9 +173,10 @@ class DealerComm(ZmqComm):
         await super().close()
 
     def _send_direct_rest(self) -> None:
-        rest, self._direct_rest = self._direct_rest, []
-        if rest and self._ended is None:
-            self._enqueue(rest, sum(map(len, rest)))
+        if rest := self._direct_rest:
+            if self._ended is None:
+                self._enqueue(rest, sum(map(len, rest)))
+            self._direct_rest = []  # last: up to here no other thread sends
 
     def _release(self, *, hard: bool) -> None:
         # libzmq 4.3.5 aborts the process when a link breaks while its socket closes without lingering and half of a message of

@@ -6,7 +6,7 @@ So that figures of different subjects can be laid beside each other, all of them
   The time of the whole round trip.
 - *bandwidth*: messages of `size` bytes, all from the same memory, go one way, one after the other; the receiver lets go
   of each, and answers the last one of a burst by a small message. The time counts up to that answer. Bursts grow (1, 2,
-  4, ... messages) until one takes long enough to be told from noise: `Burst` does that for everyone.
+  4, ... messages) until one takes long enough to be told from noise, and several count: `Burst` does that for everyone.
 - *rates*: see `RATES`.
 
 With `plan.hold_gil` a thread in the processes of both ends computes in pure Python all the while (`gil.holding_gil`).
@@ -106,16 +106,18 @@ class Figures:
 class Burst:
     """How many messages the next burst of a bandwidth figure has, and what the bandwidth came to.
 
-    Bursts grow until one takes half of `time_s`, and go on until twice that time is over: the last one counts. Links speed up
-    for the first GB or so.
+    Bursts grow until one takes half of `time_s`, and then stay as they are. Those that begin after twice that time count,
+    all together, as links speed up for the first GB or so: for `time_s` at least, and `_FEWEST_MESSAGES`.
 
     Use: `burst = Burst(size, plan.time_s)`, then `while burst.going: burst.began(); ...; burst.ended()`, where the dots
     send `burst.count` messages and wait for the answer.
     """
 
     MOST_MESSAGES = 1 << 20
+    _FEWEST_MESSAGES = 8
+    """One message of 256 MiB is there in half the time of the next."""
     _SECOND_BURST_BYTES = 4 * MIB
-    _WARM_UP_S = 5.0
+    _LONGEST_S = 5.0
     """The first message of 1 GiB takes a second or two, in pages that are new: what is measured comes after it."""
 
     def __init__(self, size_bytes: int, time_s: float) -> None:
@@ -123,11 +125,12 @@ class Burst:
         self.count = 1
         self.going = True
         self._time_s = time_s
-        self._end = time.perf_counter() + max(8 * time_s, self._WARM_UP_S)
+        self._end = time.perf_counter() + max(8 * time_s, self._LONGEST_S)
         self._began = 0.0
-        self._best_count = 0
-        self._warm_at = math.inf
-        self._elapsed_s = math.inf
+        self._warm_at = math.inf  # until the first burst is over
+        self._growing = True
+        self._counted = 0
+        self._counted_s = 0.0
 
     def began(self) -> None:
         """The first message of the burst is about to be sent."""
@@ -137,29 +140,31 @@ class Burst:
         """The answer is here."""
         now = time.perf_counter()
         elapsed_s = max(now - self._began, 1e-9)
-        first = self._best_count == 0
-        self._best_count, self._elapsed_s = self.count, elapsed_s
-        if first:
+        if self._warm_at == math.inf:
             # It warmed up buffers, pages and windows. One message alone is mostly latency where another thread holds
             # the GIL, so the next burst has some, whatever this one took.
-            self.count = max(1, min(64, self._SECOND_BURST_BYTES // self.size_bytes))
-            self.going = now < self._end
             self._warm_at = now + 2 * self._time_s
-        elif now > self._end:
-            self.going = False
-        elif elapsed_s >= self._time_s / 2 or self.count >= self.MOST_MESSAGES:
-            self.going = now < self._warm_at
-        else:
+            if now < self._end:
+                self.count = max(1, min(64, self._SECOND_BURST_BYTES // self.size_bytes))
+                return
+        late = now >= self._end
+        self._growing = self._growing and elapsed_s < self._time_s / 2 and self.count < self.MOST_MESSAGES
+        if self._growing and not late:
             self.count = min(
                 self.MOST_MESSAGES, max(self.count + 1, int(self.count * min(self._time_s / elapsed_s, 8)))
             )
+            return
+        if self._began >= self._warm_at or (late and not self._counted):
+            self._counted += self.count
+            self._counted_s += elapsed_s
+        self.going = not late and (self._counted_s < self._time_s or self._counted < self._FEWEST_MESSAGES)
 
     @property
     def bandwidth(self) -> float:
-        """Bytes/s of the last burst."""
-        return self._best_count * self.size_bytes / self._elapsed_s
+        """Bytes/s of the bursts that count."""
+        return self.messages_per_s * self.size_bytes
 
     @property
     def messages_per_s(self) -> float:
-        """Messages/s of the last burst."""
-        return self._best_count / self._elapsed_s
+        """Messages/s of the bursts that count."""
+        return self._counted / self._counted_s

@@ -41,7 +41,6 @@ class TestUcx(TransportConformance):
     scheme = "ucx"
     frozen_heartbeat_s = 3.0
     sends_huge_frames = False
-    loops_in_threads = False
 
 
 async def introduced(ours: Comm, theirs: Comm) -> Recorder:

@@ -62,9 +62,6 @@ class ConformanceBase:
     sends_huge_frames: ClassVar[bool] = True
     """False leaves out a frame of more than 4 GiB, which takes long; for a second subclass of a transport."""
 
-    loops_in_threads: ClassVar[bool] = True
-    """False leaves out a listener in another thread of this process, for what may be used from one thread only."""
-
     stranger_timeout_s: ClassVar[float] = 15.0
     """A listener hangs up within this on bytes that are not its protocol."""
 

@@ -115,8 +115,6 @@ class MessageTests(ConformanceBase):
     def test_direct_sends_do_not_wait_for_the_loop(self) -> None:
         """They are there while the loop they belong to does nothing, as one does whose program computes."""
         self.needs(crosses_processes=True)
-        if not self.loops_in_threads:
-            pytest.skip("this class declares loops_in_threads=False")
         arrived: queue.SimpleQueue[list[bytes]] = queue.SimpleQueue()
         messages = [[random.randbytes(size)] for size in (1, 16 * KIB, 16 * KIB + 1, 48 * KIB)]
         messages.append([b"", random.randbytes(20 * KIB), random.randbytes(9)])

@@ -148,7 +148,10 @@ class Comm(ABC):
 
     @property
     def ready_for_direct(self) -> bool:
-        """Whether `send_direct` may be called now, from whatever thread; transports that can't do that never say so."""
+        """Whether `send_direct` may be called now, from whatever thread; transports that can't do that never say so.
+
+        The loop does not wait for who asks, so what it has in hand counts as queued until it is out.
+        """
         return False
 
     def send_direct(self, frames: Frames) -> None:

@@ -114,7 +114,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
     def ready_for_direct(self) -> bool:
         return (
             self._ended is None
-            and not self._turn_open
+            and not self._turn_open  # in the order in which the loop moves it on: nothing slips by
             and not self._direct_rest
             and not self._transport.get_write_buffer_size()
         )

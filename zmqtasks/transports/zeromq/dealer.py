@@ -127,9 +127,9 @@ class DealerComm(ZmqComm):
     def ready_for_direct(self) -> bool:
         return (
             self._ended is None
-            and not self._flushing
+            and not self._direct_rest  # in the order in which the loop moves it on: nothing slips by
             and not self._queue
-            and not self._direct_rest
+            and not self._flushing
             and self._credit() > 0
         )
 

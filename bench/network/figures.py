@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
@@ -106,58 +106,73 @@ class Figures:
 class Burst:
     """How many messages the next burst of a bandwidth figure has, and what the bandwidth came to.
 
-    Bursts grow until one takes half of `time_s`, and then stay as they are. Those that begin after twice that time count,
-    all together, as links speed up for the first GB or so: for `time_s` at least, and `_FEWEST_MESSAGES`.
+    Bursts grow until one takes half of `time_s`, and then stay as they are. Those that begin when the link is warm count,
+    all together, for `time_s` at least. A link is warm after twice that time, and after `_WARM_BYTES`.
 
     Use: `burst = Burst(size, plan.time_s)`, then `while burst.going: burst.began(); ...; burst.ended()`, where the dots
     send `burst.count` messages and wait for the answer.
     """
 
     MOST_MESSAGES = 1 << 20
-    _FEWEST_MESSAGES = 8
-    """One message of 256 MiB is there in half the time of the next."""
     _SECOND_BURST_BYTES = 4 * MIB
+    _WARM_BYTES = GIB
+    """Links speed up for the first GB or so; one that would take too long for that is warm after 8 times `time_s`."""
+    _FEWEST_MESSAGES = 8
+    """One message of 256 MiB is there in half the time of the next; but no more are sent after 5 times `time_s`."""
     _LONGEST_S = 5.0
-    """The first message of 1 GiB takes a second or two, in pages that are new: what is measured comes after it."""
+    """For all. The first message of 1 GiB takes a second or two, in pages that are new: what is measured comes after it."""
 
-    def __init__(self, size_bytes: int, time_s: float) -> None:
+    def __init__(self, size_bytes: int, time_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self.size_bytes = size_bytes
         self.count = 1
         self.going = True
         self._time_s = time_s
-        self._end = time.perf_counter() + max(8 * time_s, self._LONGEST_S)
+        self._clock = clock
+        self._end = clock() + max(8 * time_s, self._LONGEST_S)
         self._began = 0.0
-        self._warm_at = math.inf  # until the first burst is over
+        self._warming_since = math.inf  # until the first burst is over
+        self._warmed_bytes = 0
         self._growing = True
         self._counted = 0
         self._counted_s = 0.0
 
     def began(self) -> None:
         """The first message of the burst is about to be sent."""
-        self._began = time.perf_counter()
+        self._began = self._clock()
 
     def ended(self) -> None:
         """The answer is here."""
-        now = time.perf_counter()
+        now = self._clock()
         elapsed_s = max(now - self._began, 1e-9)
-        if self._warm_at == math.inf:
+        late = now >= self._end
+        if self._warming_since == math.inf:
             # It warmed up buffers, pages and windows. One message alone is mostly latency where another thread holds
             # the GIL, so the next burst has some, whatever this one took.
-            self._warm_at = now + 2 * self._time_s
-            if now < self._end:
+            self._warming_since = now
+            if not late:
                 self.count = max(1, min(64, self._SECOND_BURST_BYTES // self.size_bytes))
                 return
-        late = now >= self._end
+        warm = self._is_warm(self._began - self._warming_since)
+        self._warmed_bytes += self.count * self.size_bytes
         self._growing = self._growing and elapsed_s < self._time_s / 2 and self.count < self.MOST_MESSAGES
         if self._growing and not late:
             self.count = min(
                 self.MOST_MESSAGES, max(self.count + 1, int(self.count * min(self._time_s / elapsed_s, 8)))
             )
             return
-        if self._began >= self._warm_at or (late and not self._counted):
+        if warm or (late and not self._counted):
             self._counted += self.count
             self._counted_s += elapsed_s
-        self.going = not late and (self._counted_s < self._time_s or self._counted < self._FEWEST_MESSAGES)
+        self.going = not late and not self._is_enough()
+
+    def _is_warm(self, warming_s: float) -> bool:
+        if self.size_bytes < self._SECOND_BURST_BYTES or self._warmed_bytes >= self._WARM_BYTES:
+            return warming_s >= 2 * self._time_s
+        return warming_s >= 8 * self._time_s
+
+    def _is_enough(self) -> bool:
+        few = self._counted < self._FEWEST_MESSAGES and self._counted_s < 5 * self._time_s
+        return self._counted_s >= self._time_s and not few
 
     @property
     def bandwidth(self) -> float:

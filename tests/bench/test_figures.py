@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+from collections.abc import Callable
 
 import pytest
 
@@ -18,47 +18,42 @@ def test_quantiles_that_few_times_cannot_tell_are_none():
     assert (thousand.p50, thousand.p99, thousand.p999) == pytest.approx((500, 990, 999))
 
 
-def spent(size: int, time_s: float, per_message_s: float) -> tuple[Burst, list[int]]:
+def spent(size: int, time_s: float, message_s: Callable[[int], float]) -> tuple[Burst, list[int]]:
     """A burst over a link that takes so long for each message, and the counts of messages it asked for."""
-    burst, counts = Burst(size, time_s), []
+    now, counts = 0.0, []
+    burst = Burst(size, time_s, clock=lambda: now)
     while burst.going:
         burst.began()
         counts.append(burst.count)
-        time.sleep(burst.count * per_message_s)
+        now += burst.count * message_s(len(counts))
         burst.ended()
     return burst, counts
 
 
 def test_bursts_grow_until_they_take_long_enough():
-    burst, counts = spent(100, 0.05, 0.00001)
+    burst, counts = spent(100, 0.05, lambda number: 0.00001)
     assert counts[0] == 1
     assert counts == sorted(counts)
-    assert counts[-1] * 0.00001 >= 0.02
-    assert 0 < burst.bandwidth <= 100 / 0.00001
-    assert burst.messages_per_s == pytest.approx(burst.bandwidth / 100)
+    assert counts[-1] * 0.00001 >= 0.025
+    assert burst.bandwidth == pytest.approx(100 / 0.00001)
+    assert burst.messages_per_s == pytest.approx(1 / 0.00001)
 
 
-def test_several_messages_count_however_large():
-    burst, counts = spent(64 * MIB, 0.01, 0.02)
-    assert counts == [1] * 10, "the first two while the link warms up"
-    assert burst.messages_per_s <= 50
+def test_several_large_messages_count_once_the_link_is_warm():
+    burst, counts = spent(64 * MIB, 0.1, lambda number: 0.05 if number <= 1 + 16 else 0.04)
+    assert counts == [1] * (1 + 16 + 8), "the first, a GiB in which the link gets warm, and what counts"
+    assert burst.messages_per_s == pytest.approx(1 / 0.04)
+    _, counts = spent(64 * MIB, 0.05, lambda number: 0.06)
+    assert counts == [1] * (1 + 7 + 5), "a slow link is warm after 8 times 50 ms, and measured for 5 times that"
 
 
 def test_a_slow_phase_is_part_of_the_figure():
-    burst, number = Burst(64 * MIB, 0.01), 0
-    while burst.going:
-        number += 1
-        burst.began()
-        time.sleep(0.08 if number % 2 else 0.02)
-        burst.ended()
-    assert burst.messages_per_s <= 20
+    burst, _ = spent(64 * MIB, 0.1, lambda number: 0.08 if number % 2 else 0.02)
+    assert burst.messages_per_s == pytest.approx(20)
 
 
-def test_slow_links_end_early(monkeypatch):
-    monkeypatch.setattr(Burst, "_LONGEST_S", 0.25)
-    _, counts = spent(64 * MIB, 0.01, 0.1)
-    assert len(counts) <= 3, "three are over the time, and a busy machine makes it fewer"
-    monkeypatch.setattr(Burst, "_LONGEST_S", 0.09)
-    burst, counts = spent(64 * MIB, 0.01, 0.1)
+def test_slow_links_end_early():
+    assert spent(64 * MIB, 0.01, lambda number: 2.0)[1] == [1, 1, 1]
+    burst, counts = spent(64 * MIB, 0.01, lambda number: 6.0)
     assert counts == [1]
-    assert burst.messages_per_s <= 10
+    assert burst.messages_per_s == pytest.approx(1 / 6)

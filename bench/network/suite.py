@@ -57,7 +57,7 @@ def quick(
     rounds: int | None = None,
     compressions: Collection[str] | None = None,
 ) -> Suite:
-    """About a minute: enough to see what is what, not to see some per cent."""
+    """Two or three minutes: enough to see what is what, not to see some per cent."""
     plan = Plan(sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, peers=peers or 2)
     return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, 1, 1, 1, _compressions(compressions), False)
 
@@ -68,7 +68,7 @@ def full(
     rounds: int | None = None,
     compressions: Collection[str] | None = None,
 ) -> Suite:
-    """Below ten minutes for all transports and settings."""
+    """Some 20 minutes for all transports and settings."""
     latency_sizes = (1, KIB, 16 * KIB, 256 * KIB, 4 * MIB)
     plan = Plan(
         sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.1, peers=peers or 8

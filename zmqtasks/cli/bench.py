@@ -63,7 +63,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--quick", is_flag=True, help="About a minute, to see what is what.")
+@click.option("--quick", is_flag=True, help="Two or three minutes, to see what is what.")
 @click.option("--transports", callback=_listed, metavar="LIST", help="Only these: tcp,zmq (default: all).")
 @click.option("--sizes", callback=_sizes, metavar="LIST", help="Message sizes for bandwidth: 1KiB,64MiB.")
 @click.option("--peers", type=click.IntRange(1, 1000), help="Processes at the other end of fan-in and fan-out.")

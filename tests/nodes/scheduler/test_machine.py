@@ -269,6 +269,56 @@ def test_short_tasks_go_ahead_in_order_as_many_as_there_is_room_for():
     assert cluster.results.keys() == {first, *some, other, *more}
 
 
+def test_tasks_with_small_inputs_go_out_together_with_the_values_that_the_worker_lacks():
+    cluster = Cluster(prefetch_s=0.001)
+    a = cluster.add_worker("a")
+    mine = cluster.submit(b"1")
+    a.step()
+    b = cluster.add_worker("b")
+    theirs = cluster.submit(b"2")
+    (a if a.inbox else b).step()
+    first = cluster.next_key
+    pairs = [[mine, theirs], [theirs, mine], [mine, mine], [theirs], []] * 10
+    cluster.to_client(
+        ops.SubmitTasks(
+            F, "f", first, len(pairs), dep_counts=[len(p) for p in pairs], deps=[k for p in pairs for k in p]
+        )
+    )
+    sent = [op for w in (a, b) for op in w.inbox if isinstance(op, ops.ComputeTasks)]
+    assert len(sent) <= 2  # the tasks of one function are one op for each worker
+    for worker in (a, b):
+        worker.step(0)
+        lacking = {key for _, _, deps in worker.runs.values() for key in deps} - worker.values.keys()
+        assert lacking == worker.rides.keys()
+    runs = {key: deps for w in (a, b) for key, _, deps in w.runs.values()}
+    assert runs == dict(zip(range(first, first + len(pairs)), pairs, strict=True))
+    cluster.run()
+    assert [cluster.results[key] for key in range(first, first + len(pairs))] == [b"3", b"3", b"2", b"2", b"0"] * 10
+
+
+def test_results_in_one_op_go_to_those_who_want_each_of_them():
+    cluster = Cluster()
+    worker = cluster.add_worker("a")
+    cluster.submit()
+    worker.step()  # how long it takes is known: more than one goes out
+    other = cluster.machine.client_joined(b"other", ops.ClientIntroduction("d", 1, "here"), 0.0)
+    keys = [cluster.submit() for _ in range(4)]
+    cluster.machine.receive(other, [ops.WantKeys(keys[1:3])], 0.0)
+    cluster.to_client(ops.ReleaseKeys([keys[2]]))
+    cluster.pass_time(0.1)
+    worker.step(0)
+    by_key = {key: run for run, (key, _, _) in worker.runs.items()}
+    runs = [by_key[key] for key in keys]
+    cluster.machine.receive(
+        worker.state, [ops.TasksFinished(runs, [2, -1, 3, 0], b"aaccc", [10] * 4, [2, 900, 3, 0])], 0.0
+    )
+    told = {session: sent for session, sent in cluster.machine.flush() if session != b"a"}
+    assert told == {
+        b"client": [ops.KeysInMemory([keys[0], keys[1], keys[3]], [2, 900, 0], [2, -1, 0], b"aa")],
+        b"other": [ops.KeysInMemory([keys[1], keys[2]], [900, 3], [-1, 3], b"ccc")],
+    }
+
+
 def test_a_task_that_is_queued_twice_is_assigned_once():
     cluster = Cluster()
     first = cluster.submit()

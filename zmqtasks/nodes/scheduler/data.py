@@ -218,7 +218,7 @@ class DataBook:
                     ts.rare.data.avoided = ()
                 self.lifecycle.adopt(worker, ts, size)
             else:
-                worker.outbox.drop(key, size)
+                worker.outbox.drop([key], size)
 
     def fetch_failed(self, worker: WorkerState, op: FetchFailed) -> None:
         """A worker did not get inputs from a peer."""
@@ -302,7 +302,7 @@ class DataBook:
         for ts in actors:
             for holder in ts.holders():
                 if holder is not worker:
-                    holder.outbox.drop(ts.key, ts.size)
+                    holder.outbox.drop([ts.key], ts.size)
                     holder.stored_keys -= 1
                     holder.stored_bytes -= ts.size
         self._wait_for_lost(actors)

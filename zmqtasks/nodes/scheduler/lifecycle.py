@@ -15,7 +15,6 @@ from zmqtasks.nodes.scheduler.placement import CALLS_ACTOR
 from zmqtasks.nodes.scheduler.recovering import Recovering
 from zmqtasks.nodes.scheduler.state import (
     ERRED,
-    FORGOTTEN,
     MEMORY,
     PROCESSING,
     READY,
@@ -114,6 +113,7 @@ class Lifecycle(Recovering):
         lengths, counts, flat = op.args_lengths, op.dep_counts, op.deps
         args, offset, first = op.args, 0, 0
         one_args, n_deps = b"", 0
+        references: tuple[TaskState, ...] = ()
         for i, key in enumerate(keys):
             if lengths:
                 one_args = args[offset : offset + lengths[i]]
@@ -124,7 +124,8 @@ class Lifecycle(Recovering):
             first += n_deps
             try:
                 deps = tuple([tasks[k] for k in dep_keys])
-                references = tuple([tasks[k] for k in op.references])
+                if op.references:
+                    references = tuple([tasks[k] for k in op.references])
             except KeyError as exc:
                 gone = exc.args[0]
                 client.outbox.add(
@@ -139,8 +140,6 @@ class Lifecycle(Recovering):
                 continue
             ts = TaskState(key, spec, WAITING, priority + order[i], one_args, deps, client)
             tasks[key] = ts
-            for dep in deps:
-                dep.dependents += 1
             if references:
                 ts.extra().references = references
             self._plan(ts)
@@ -182,6 +181,7 @@ class Lifecycle(Recovering):
     def release(self, client: ClientState, keys: Iterable[Key]) -> None:
         """A client holds no future of these keys any more."""
         tasks = self.state.tasks
+        unwanted: list[TaskState] = []
         for key in keys:
             ts = tasks.get(key)
             if ts is None:
@@ -190,33 +190,14 @@ class Lifecycle(Recovering):
                 ts.wanted_by = None
             elif isinstance(ts.wanted_by, set):
                 ts.wanted_by.discard(client)
-                if not ts.wanted_by:
-                    ts.wanted_by = None
-                else:
+                if ts.wanted_by:
                     continue
+                ts.wanted_by = None
             elif ts.wanted_by is not None:
                 continue  # another client's, which this one has never wanted
-            if ts.holds:
-                continue
-            holder = ts.who_has
-            if (
-                ts.state is MEMORY
-                and not ts.dependents
-                and type(holder) is WorkerState
-                and not ts.deps
-                and ts.rare is None
-            ):
-                # the end of most tasks of a map, without the general walk: MEMORY -> FORGOTTEN
-                holder.outbox.drop(key, ts.size)
-                holder.stored_keys -= 1
-                holder.stored_bytes -= ts.size
-                if ts.inline is not None:
-                    self.state.inline_bytes -= len(ts.inline)
-                ts.state = FORGOTTEN
-                ts.who_has = None
-                del tasks[key]
-            else:
-                self.reconsider(ts)
+            if not ts.holds:
+                unwanted.append(ts)
+        self.reconsider_all(unwanted[::-1])  # it takes from the end
 
     def cancel(self, client: ClientState, keys: Iterable[Key], force: bool, reason: str) -> None:
         """Ends tasks, and the unfinished ones that wait for them."""
@@ -250,18 +231,16 @@ class Lifecycle(Recovering):
         worker.last_progress = self.state.now
         processing, held, values = worker.processing, worker.held, op.values
         offset, stored, finished = 0, 0, 0
+        wanted: list[TaskState] = []
+        unwanted: list[TaskState] = []
         function: FunctionRecord | None = None
         total_us = count = 0
-        value: bytes | None
         for run_id, length, size, duration_us in zip(
             op.run_ids, op.lengths, op.sizes or op.lengths, op.durations_us, strict=True
         ):
+            first = offset
             if length >= 0:
-                end = offset + length
-                value = values[offset:end]
-                offset = end
-            else:
-                value = None
+                offset += length
             ts = processing.pop(run_id, None)
             if worker.parked:
                 worker.parked.pop(run_id, None)
@@ -270,6 +249,7 @@ class Lifecycle(Recovering):
             if held and (bucket := held.pop(run_id, None)) is not None:
                 bucket.give_back(worker)
             if ts is None or ts.run_id != run_id or ts.state is not PROCESSING:
+                value = values[first:offset] if length >= 0 else None
                 self._finished_unexpectedly(worker, run_id, ts, size, value)
                 continue
             worker.load_s -= ts.estimate_s
@@ -286,45 +266,60 @@ class Lifecycle(Recovering):
             ts.who_has = worker
             stored += size
             finished += 1
-            self._arrived(ts, value)
+            if 0 <= length <= INLINE_KEEP_BYTES:
+                self._keep_inline(ts, values[first:offset])
+            if ts.wanted_by is not None:
+                wanted.append(ts)
+            elif not ts.holds:
+                unwanted.append(ts)
+            if ts.waiters is not None or ts.deps or ts.rare is not None:
+                self._arrived(ts, unwanted)
         if function is not None:
             _learn(function, total_us, count)
         worker.stored_bytes += stored
         worker.stored_keys += finished
         self.state.counters["finished"] += finished
+        if wanted:
+            self._tell(wanted, op)
+        self.reconsider_all(unwanted)
         self.placement.update_room(worker)
         if offset != len(values):
             raise RemoteProtocolError(f"TasksFinished: lengths that sum to {offset} for {len(values)} bytes of values")
 
-    def _arrived(self, ts: TaskState, value: bytes | None) -> None:
-        """A value has come into memory: tell who wants it, wake who waits for it, let go of what it needed."""
-        wanted = ts.wanted_by
-        if ts.rare is not None and makes_actor(ts):
-            self.actor_settled(ts)
-        if wanted is None:
-            pass
-        elif type(wanted) is ClientState:
-            wanted.outbox.add_result(ts.key, ts.size, None if wanted.congested else value)
-        else:
-            for client in ts.wanters():
-                client.outbox.add_result(ts.key, ts.size, None if client.congested else value)
-        if value is not None and len(value) <= INLINE_KEEP_BYTES and self.state.inline_bytes < INLINE_TOTAL_BYTES:
+    @staticmethod
+    def _tell(finished: list[TaskState], op: TasksFinished) -> None:
+        """Tells of results: in the columns in which they came, where one client wants all of them."""
+        client = finished[0].wanted_by
+        if type(client) is ClientState and not client.congested:
+            keys = [ts.key for ts in finished if ts.wanted_by is client]
+            if len(keys) == len(op.run_ids):
+                client.outbox.add_results(keys, op.sizes or op.lengths, op.lengths, op.values)
+                return
+        by_run = {ts.run_id: ts for ts in finished}
+        offset = 0
+        for run_id, length in zip(op.run_ids, op.lengths, strict=True):
+            if run_id in by_run:
+                _tell_one(by_run[run_id], op.values[offset : offset + length] if length >= 0 else None)
+            offset += max(length, 0)
+
+    def _keep_inline(self, ts: TaskState, value: bytes) -> None:
+        if self.state.inline_bytes < INLINE_TOTAL_BYTES:
             ts.inline = value
             self.state.inline_bytes += len(value)
+
+    def _arrived(self, ts: TaskState, unwanted: list[TaskState]) -> None:
+        """A value has come into memory: wakes who waits for it, lets go of what it needed, for the caller to reconsider."""
+        if ts.rare is not None and makes_actor(ts):
+            self.actor_settled(ts)
         if ts.waiters is not None:
             self._wake(ts)
         if ts.deps:
             for dep in ts.deps:
                 dep.holds -= 1
                 if not dep.holds and dep.wanted_by is None:
-                    self.reconsider(dep)
+                    unwanted.append(dep)
         if ts.rare is not None:
-            stack: list[TaskState] = []
-            self._let_go(ts.rare.references, stack)
-            for reference in stack:
-                self.reconsider(reference)
-        if wanted is None and not ts.holds:
-            self.reconsider(ts)
+            self._let_go(ts.rare.references, unwanted)
 
     def _wake(self, ts: TaskState) -> None:
         waiters, ts.waiters = ts.waiters, None
@@ -357,7 +352,7 @@ class Lifecycle(Recovering):
         """A worker holds a value that is not counted on, unless it has (or makes) the one of a later attempt."""
         ts = self.state.tasks.get(key)
         if ts is None or not (ts.held_by(worker) or ts.worker is worker):
-            worker.outbox.drop(key, size)
+            worker.outbox.drop([key], size)
 
     def adopt(self, worker: WorkerState, ts: TaskState, size: int, value: bytes | None = None) -> None:
         """A worker holds a value that is being waited for otherwise."""
@@ -369,7 +364,12 @@ class Lifecycle(Recovering):
         ts.who_has = worker
         worker.stored_bytes += size
         worker.stored_keys += 1
-        self._arrived(ts, value)
+        _tell_one(ts, value)
+        if value is not None and len(value) <= INLINE_KEEP_BYTES:
+            self._keep_inline(ts, value)
+        unwanted = [ts]
+        self._arrived(ts, unwanted)
+        self.reconsider_all(unwanted)
 
     def add_replica(self, worker: WorkerState, ts: TaskState) -> None:
         """Another worker holds the value too."""
@@ -419,6 +419,12 @@ class Lifecycle(Recovering):
             error.kind, error.text, error.payload, error.traceback_text, ts.key, ts.spec.name, worker.address
         )
         self.fail([ts], named)
+
+
+def _tell_one(ts: TaskState, value: bytes | None) -> None:
+    """Tells those who want a value that it is in memory."""
+    for client in ts.wanters():
+        client.outbox.add_result(ts.key, ts.size, None if client.congested else value)
 
 
 def _learn(function: FunctionRecord, total_us: int, count: int) -> None:

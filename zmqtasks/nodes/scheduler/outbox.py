@@ -6,7 +6,7 @@ task.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from zmqtasks.ids import Key
@@ -97,6 +97,15 @@ class ClientOutbox(Outbox):
             self._lengths.append(len(value))
             self._values.append(value)
 
+    def add_results(self, keys: list[Key], sizes: list[int], lengths: list[int], values: bytes) -> None:
+        """`add_result` for many; lengths of -1 for those whose value does not come along, `values` has the others in order."""
+        if not self.marked:
+            self.mark()
+        self._keys += keys
+        self._sizes += sizes
+        self._lengths += lengths
+        self._values.append(values)
+
     def _seal(self) -> None:
         if self._keys:
             self._ops.append(KeysInMemory(self._keys, self._sizes, self._lengths, b"".join(self._values)))
@@ -148,13 +157,13 @@ class WorkerOutbox(Outbox):
             self.mark()
         self._ops.append(op)
 
-    def drop(self, key: Key, size_bytes: int) -> None:
-        """The worker is to drop a value: with the next message to it, or when the node collects what is left (`lazy`)."""
+    def drop(self, keys: list[Key], size_bytes: int) -> None:
+        """The worker is to drop values: with the next message to it, or when the node collects what is left (`lazy`)."""
         if not self.free:
             self.free = []
             self.free_bytes = 0
             self._lazy.append(self)
-        self.free.append(key)
+        self.free += keys
         self.free_bytes += size_bytes
         if (self.free_bytes >= FREE_AT_ONCE_BYTES or len(self.free) >= FREE_AT_ONCE) and not self.marked:
             self.mark()
@@ -176,11 +185,11 @@ class WorkerOutbox(Outbox):
             self.mark()
         self._peers.append(worker)
 
-    def add_input(self, ts: TaskState) -> None:
-        """An input of tasks that are sent with this flush, which the worker does not hold."""
+    def add_inputs(self, inputs: Iterable[TaskState]) -> None:
+        """Inputs of tasks that are sent with this flush, which the worker does not hold."""
         if not self.marked:
             self.mark()
-        self._inputs[ts.key] = ts
+        self._inputs.update([(ts.key, ts) for ts in inputs])
 
     def add_task(self, ts: TaskState, spec: TaskSpec) -> None:
         """A task to run, with the run id in its record."""
@@ -201,14 +210,15 @@ class WorkerOutbox(Outbox):
             columns.deps.extend([dep.key for dep in deps])
 
     def add_alike(self, tasks: Sequence[TaskState], spec: TaskSpec) -> None:
-        """`add_task` for each of `tasks`, which have no inputs; one of the same spec was added before."""
+        """`add_task` for each of `tasks`; one of the same spec was added before."""
         columns = self._compute[spec]
         columns.keys += [ts.key for ts in tasks]
         columns.run_ids += [ts.run_id for ts in tasks]
         columns.priorities += [ts.priority for ts in tasks]
         args = [ts.args for ts in tasks]
         columns.args += args
-        columns.dep_counts += [0] * len(tasks)
+        columns.dep_counts += [len(ts.deps) for ts in tasks]
+        columns.deps += [dep.key for ts in tasks for dep in ts.deps]
         columns.has_args = columns.has_args or any(args)
 
     def take(self) -> list[Op]:

@@ -16,6 +16,7 @@ assignment and each finish.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from weakref import WeakValueDictionary
 
 from zmqtasks.errors import RemoteProtocolError
@@ -118,10 +119,14 @@ class Placement:
             bucket.queue.push(ts)
             self.active_buckets[bucket] = None
             return
-        if ts.deps and (worker := self._best_holder(ts)) is not None:
-            worker.queue.push(ts)
-            self.backlogged[worker] = None
-            return
+        for dep in ts.deps:
+            if dep.inline is None:  # there is something to fetch
+                worker = self._best_holder(ts)
+                if worker is not None:
+                    worker.queue.push(ts)
+                    self.backlogged[worker] = None
+                    return
+                break
         self.queue.push(ts)
 
     def _place_actor(self, ts: TaskState, bucket: Bucket) -> bool:
@@ -262,9 +267,10 @@ class Placement:
     def _assign_alike(self, worker: WorkerState, last: TaskState, limit: int) -> int:
         """`assign` for the next tasks of the central queue as long as they are like the last one and there is room; how many."""
         spec, estimate_s = last.spec, last.estimate_s
-        if last.deps or spec is None or spec.bucket is not None:
+        if spec is None or spec.bucket is not None:
             return 0
         tasks: list[TaskState] = []
+        inputs: list[TaskState] = []
         run_id = self.state.next_run_id
         processing = worker.processing
         for ts in self.queue.pop_alike(spec, self._places(worker, estimate_s, limit)):
@@ -273,8 +279,11 @@ class Placement:
             ts.run_id = run_id
             ts.estimate_s = estimate_s
             processing[run_id] = ts
+            inputs += ts.deps
             tasks.append(ts)
             run_id += 1
+        if inputs:
+            self._send_inputs(worker, inputs)
         if tasks:
             self.state.next_run_id = run_id
             worker.load_s += estimate_s * len(tasks)
@@ -338,16 +347,20 @@ class Placement:
         if spec.bucket is not None and spec.bucket.resources:
             spec.bucket.take(worker)
             worker.held[run_id] = spec.bucket
-        for dep in ts.deps:
-            if dep.who_has is not worker and not dep.held_by(worker):
-                self._send_input(worker, dep)
+        if ts.deps:
+            self._send_inputs(worker, ts.deps)
         worker.outbox.add_task(ts, spec)
 
-    def _send_input(self, worker: WorkerState, dep: TaskState) -> None:
-        if dep.inline is None:
-            for holder in dep.holders():
-                self.introduce(worker, holder)
-        worker.outbox.add_input(dep)
+    def _send_inputs(self, worker: WorkerState, inputs: Iterable[TaskState]) -> None:
+        """Those that `worker` does not hold: the values of small ones, where to get others."""
+        missing = [dep for dep in inputs if dep.who_has is not worker and not dep.held_by(worker)]
+        if not missing:
+            return
+        for dep in missing:
+            if dep.inline is None:
+                for holder in dep.holders():
+                    self.introduce(worker, holder)
+        worker.outbox.add_inputs(missing)
 
     def introduce(self, worker: WorkerState, peer: WorkerState) -> None:
         """Makes sure that `worker` knows the address behind the number of `peer`."""

@@ -71,15 +71,15 @@ class ReadyQueue:
         return ts_or_none
 
     def pop_alike(self, spec: TaskSpec, limit: int) -> Iterator[TaskState]:
-        """At most `limit` tasks from the head that have this spec and no inputs, taken out; none where orders differ.
+        """At most `limit` tasks from the head that have this spec, taken out; fewer where one that came out of order is next.
 
         Each has to leave READY before the next is asked for: a task may be in the queue twice.
         """
-        in_order = self._in_order
-        while limit > 0 and in_order and not self._heap:
+        in_order, heap = self._in_order, self._heap
+        while limit > 0 and in_order:
             ts = in_order[0]
             if ts.state == READY_STATE:
-                if ts.spec is not spec or ts.deps:
+                if ts.spec is not spec or (heap and heap[0][0] < ts.priority):
                     return
                 limit -= 1
                 in_order.popleft()

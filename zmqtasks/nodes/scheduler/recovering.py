@@ -84,10 +84,11 @@ class Recovering(Failing):
             self.fail([ts], failed.rare.error)
 
     def _plan(self, ts: TaskState) -> None:
-        """Takes up the inputs of a new (WAITING) or revived task; it becomes READY, stays WAITING, or fails at once."""
+        """Takes up the inputs of a new (WAITING) task; it becomes READY, stays WAITING, or fails at once."""
         waiting, failed = 0, False
         released: list[TaskState] | None = None
         for dep in ts.deps:
+            dep.dependents += 1
             dep.holds += 1
             if dep.state is MEMORY:
                 continue
@@ -108,8 +109,7 @@ class Recovering(Failing):
         if failed or released is not None:
             self._revive_inputs(ts, released or [])  # last: all inputs are held by now
         elif not waiting:
-            if ts.state is not READY:
-                check(self.state, ts, READY)
+            check(self.state, ts, READY)
             self.placement.enqueue(ts)
 
     def revive(self, ts: TaskState) -> None:

@@ -23,6 +23,7 @@ from zmqtasks.nodes.scheduler.state import (
     WAITING,
     SchedulerState,
     TaskState,
+    WorkerState,
 )
 from zmqtasks.nodes.scheduler.transitions import check
 from zmqtasks.protocol.ops import CancelRuns, DropData
@@ -36,25 +37,53 @@ class Releasing:
         self.placement = placement
 
     def reconsider(self, ts: TaskState) -> None:
-        """After a reason to keep `ts` has gone: drops its value, its attempt, its record, and so on up the graph."""
-        stack = [ts]
+        """`reconsider_all` for one."""
+        self.reconsider_all([ts])
+
+    def reconsider_all(self, stack: list[TaskState]) -> None:
+        """After a reason to keep these has gone: drops values, attempts, records, and so on up the graph. Empties the list.
+
+        Each worker hears at the end of all the values that it is to drop.
+        """
+        records = self.state.tasks
+        dropped: dict[WorkerState, list[TaskState]] = {}
+        last: WorkerState | None = None
         while stack:
             ts = stack.pop()
-            if ts.wanted_by is not None or ts.holds or ts.state is FORGOTTEN:
+            state = ts.state
+            if ts.wanted_by is not None or ts.holds or state is FORGOTTEN:
                 continue
-            if ts.state is MEMORY:
-                self._drop_value(ts, stack)
-                check(self.state, ts, RELEASED)
-            elif ts.state is not RELEASED and ts.state is not ERRED:
+            if state is MEMORY:
+                holder = ts.who_has
+                if ts.rare is None and type(holder) is WorkerState:
+                    if holder is not last:  # neighbours were mostly sent together
+                        last = holder
+                        lost = dropped.setdefault(holder, [])
+                    lost.append(ts)
+                    ts.who_has = None
+                    if ts.inline is not None:
+                        self._drop_inline(ts)
+                    ts.state = RELEASED
+                    if not ts.deps and not ts.dependents:  # `_forget` for what has nothing to let go of
+                        ts.state = FORGOTTEN
+                        del records[ts.key]
+                        continue
+                else:
+                    for worker in ts.holders():
+                        dropped.setdefault(worker, []).append(ts)
+                    self._drop_value(ts, stack)
+                    check(self.state, ts, RELEASED)
+            elif state is not RELEASED and state is not ERRED:
                 self._stop(ts, stack)
             if not ts.dependents:
                 self._forget(ts, stack)
+        for worker, lost in dropped.items():
+            size = sum([ts.size for ts in lost])
+            worker.outbox.drop([ts.key for ts in lost], size)
+            worker.stored_keys -= len(lost)
+            worker.stored_bytes -= size
 
     def _drop_value(self, ts: TaskState, stack: list[TaskState]) -> None:
-        for worker in ts.holders():
-            worker.outbox.drop(ts.key, ts.size)
-            worker.stored_keys -= 1
-            worker.stored_bytes -= ts.size
         if ts.rare is not None and ts.rare.home is not None and makes_actor(ts):
             ts.rare.home.actors -= 1
         ts.who_has = None
@@ -102,15 +131,17 @@ class Releasing:
                 stack.append(dep)
 
     def _forget(self, ts: TaskState, stack: list[TaskState]) -> None:
-        check(self.state, ts, FORGOTTEN)
+        """RELEASED or ERRED -> FORGOTTEN."""
+        ts.state = FORGOTTEN
         del self.state.tasks[ts.key]
-        for dep in ts.deps:
-            dep.dependents -= 1
-            if not dep.dependents and not dep.holds:
-                stack.append(dep)
+        if ts.deps:
+            for dep in ts.deps:
+                dep.dependents -= 1
+                if not dep.dependents and not dep.holds:
+                    stack.append(dep)
+            ts.deps = ()
         rare = ts.rare
         if rare is not None and rare.data is not None and rare.data.retained:
             rare.data.client.outbox.add(DropData([ts.key]))
-        ts.deps = ()
         ts.args = b""  # a queue may keep the record for a while
         ts.waiters = ts.rare = ts.worker = None

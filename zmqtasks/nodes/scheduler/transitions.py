@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 A record is made in the first column of `INITIAL`. From then on its `state` changes only along a line of `TRANSITIONS`; any
 other pair is a bug and raises `InvalidTransitionError` with what is remembered of the task. The two hottest moves
-(READY -> PROCESSING in `placement`, PROCESSING -> MEMORY in `lifecycle`) test the start state themselves, and for MEMORY ->
-FORGOTTEN the release path does; all other moves go through `check`.
+(READY -> PROCESSING in `placement`, PROCESSING -> MEMORY in `lifecycle`) test the start state themselves, and so does
+`releasing` for MEMORY -> RELEASED -> FORGOTTEN, the end of most; all other moves go through `check`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ TRANSITIONS: dict[tuple[State, State], str] = {
     (State.PROCESSING, State.WAITING): "as to READY, but an input got lost too",
     (State.PROCESSING, State.RELEASED): "nobody needs the result any more, or it was cancelled",
     (State.MEMORY, State.RELEASED): "nobody needs the value now, or its last replica got lost",
-    (State.MEMORY, State.FORGOTTEN): "nobody needs the value or the spec",
     (State.RELEASED, State.WAITING): "needed (again); some inputs are not in memory",
     (State.RELEASED, State.READY): "needed (again); all inputs are in memory",
     (State.RELEASED, State.ERRED): "needed again, but an input has failed or is gone for good",

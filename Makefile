@@ -18,14 +18,14 @@ ARGS ?=
 # More than there may be processors: many tests wait most of the time, for a frozen peer or a heartbeat.
 PROCESSES ?= 3
 
-.PHONY: demo test lint bench bench-net docs dask-suite clean
+.PHONY: demo test lint bench bench-net docs dask-suite clean compiled
 .DEFAULT_GOAL := demo
 
-demo: $(STAMP)
+demo: compiled
 	@$(BIN)/python -m zmqtasks demo $(ARGS)
 
 # A process of pytest that crashes is not replaced: pytest-xdist 3.8 may wait forever for one that was.
-test: $(STAMP)
+test: compiled
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadscope --max-worker-restart 0 $(ARGS)
 
 lint: $(STAMP)
@@ -34,18 +34,22 @@ lint: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-cache
 
-bench: $(STAMP)
+bench: compiled
 	$(BIN)/python -m bench.tasks $(ARGS)
 
-bench-net: $(STAMP)
+bench-net: compiled
 	$(BIN)/python -m zmqtasks bench net $(ARGS)
 
 # dask's own tests on a client of this; ARGS="bag delayed" for some of them. Takes minutes, and is not part of `test`.
-dask-suite: $(STAMP)
+dask-suite: compiled
 	$(BIN)/python -m tests.dask_suite $(ARGS)
 
 docs: $(STAMP)
 	$(BIN)/python -m docs.generate
+
+# Where Python is told to write no bytecode, as in many containers, each process of each cluster would compile all sources anew.
+compiled: $(STAMP)
+	@$(BIN)/python -m compileall -qq zmqtasks bench || true
 
 $(STAMP): pyproject.toml
 	@test -n "$(PYTHON)" || { echo "zmqtasks needs Python 3.11 or newer and found none: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }

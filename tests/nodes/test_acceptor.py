@@ -22,7 +22,7 @@ from zmqtasks.errors import (
 )
 from zmqtasks.ids import new_instance_id, new_session_id
 from zmqtasks.nodes import acceptor as acceptor_module
-from zmqtasks.nodes import links
+from zmqtasks.nodes import links, versions
 from zmqtasks.nodes.channel import DataPool
 from zmqtasks.protocol import handshake, ops
 from zmqtasks.protocol.frames import CONTROL_LIMITS
@@ -141,7 +141,7 @@ def test_versions_that_differ_are_told_in_one_line(
     allowed: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = faster(allow_other_python=allowed)
-    theirs = {**links.own_versions(), "python": "3.99.1", "numpy": "1.0"}
+    theirs = {**versions.own_versions(), "python": "3.99.1", "numpy": "1.0"}
     request = LinkRequest(ops.ClientIntroduction("old", 1, "h"), new_instance_id(), new_session_id(), versions=theirs)
 
     async def main() -> None:
@@ -155,10 +155,10 @@ def test_versions_that_differ_are_told_in_one_line(
                 dialed = await dialing
                 (line,) = dialed.welcome.warnings
                 assert node.peers[0].warnings == [line]
-                assert dialed.welcome.versions == links.own_versions()
+                assert dialed.welcome.versions == versions.own_versions()
                 await dialed.comm.close()
             assert "the client old (there)" in line
-            assert f"python 3.99.1 there, {links.own_versions()['python']} here" in line
+            assert f"python 3.99.1 there, {versions.own_versions()['python']} here" in line
             assert "numpy 1.0 there" in line
             assert "msgspec" not in line
 
@@ -168,10 +168,10 @@ def test_versions_that_differ_are_told_in_one_line(
 
 def test_patch_releases_of_python_are_the_same() -> None:
     ours = {"python": "3.11.7", "numpy": "2.0"}
-    assert links.version_warnings("x", {"python": "3.11.2", "numpy": "2.0"}, ours) == []
-    assert links.version_warnings("x", {}, ours) == []
-    assert links.same_python({}, ours)
-    assert not links.same_python({"python": "3.12.7"}, ours)
+    assert versions.version_warnings("x", {"python": "3.11.2", "numpy": "2.0"}, ours) == []
+    assert versions.version_warnings("x", {}, ours) == []
+    assert versions.same_python({}, ours)
+    assert not versions.same_python({"python": "3.12.7"}, ours)
 
 
 @every_scheme

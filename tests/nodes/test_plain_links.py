@@ -18,7 +18,8 @@ import pytest
 from tests.links import CONFIG, SECURITY, Node, run
 from zmqtasks.errors import AuthenticationError, CommError, ConnectError
 from zmqtasks.ids import new_instance_id, new_session_id
-from zmqtasks.nodes.links import dial, link_settings, own_versions
+from zmqtasks.nodes.links import dial, link_settings
+from zmqtasks.nodes.versions import own_versions
 from zmqtasks.protocol import ops
 from zmqtasks.protocol.frames import CONTROL_LIMITS
 from zmqtasks.protocol.handshake import NONCE_BYTES, ConnectorHandshake, LinkRequest

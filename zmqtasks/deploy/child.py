@@ -22,6 +22,7 @@ from zmqtasks.config import Config
 from zmqtasks.deploy.serve import calm_collector, run_loop, serve, stop_on_signals
 from zmqtasks.errors import ZmqTasksError
 from zmqtasks.logs import configure_logging
+from zmqtasks.nodes.versions import adopt_versions
 
 __all__ = ["run_nanny", "run_scheduler"]
 
@@ -131,6 +132,7 @@ def _run(role: str, main: Main) -> int:
     settings = parent.read_settings()
     configure_logging(role, settings["log_level"])
     sys.path[:] = settings["sys_path"]
+    adopt_versions(settings["versions"])
     try:
         run_loop(main(settings, parent, readiness))
     except ZmqTasksError as exc:
@@ -163,6 +165,7 @@ async def _nanny(settings: Settings, parent: ParentPipe, readiness: ReadinessPip
         _scheduler_address(parent),
         security=_security(settings),
         config=Config(**settings["config"]),
+        versions=settings["versions"],
         local_output=False,  # the program that started the cluster has its client, and shows what tasks print
         **settings["nanny"],
     )

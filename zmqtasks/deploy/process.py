@@ -19,6 +19,7 @@ from typing import Any
 
 from zmqtasks import errors
 from zmqtasks.errors import NodeStartError, ZmqTasksError
+from zmqtasks.nodes.versions import own_versions
 
 __all__ = ["NodeProcess"]
 
@@ -60,7 +61,7 @@ class NodeProcess:
             raise NodeStartError(f"the {role} process could not be started: {exc}") from exc
         self._pump = threading.Thread(target=self._copy_output, name=f"zmqtasks-{role}-output", daemon=True)
         self._pump.start()
-        self.send({"parent_pid": os.getpid(), "sys_path": _search_path(), **settings})
+        self.send({"parent_pid": os.getpid(), "sys_path": _search_path(), "versions": own_versions(), **settings})
 
     @property
     def pid(self) -> int:

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 from zmqtasks.config import Config
 from zmqtasks.errors import CommError, ConfigError, ZmqTasksError
 from zmqtasks.ids import InstanceId, SessionId
-from zmqtasks.nodes.links import PeerInfo, link_settings_at, own_versions, same_python, version_warnings
+from zmqtasks.nodes.links import PeerInfo, link_settings_at
 from zmqtasks.nodes.session import Channel, ChannelHandler
+from zmqtasks.nodes.versions import own_versions, same_python, version_warnings
 from zmqtasks.protocol.compression import own_codecs
 from zmqtasks.protocol.frames import CONTROL_LIMITS, DATA_LIMITS, Frames
 from zmqtasks.protocol.handshake import (

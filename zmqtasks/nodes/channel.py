@@ -27,8 +27,9 @@ from zmqtasks.ids import InstanceId, SessionId, new_session_id
 from zmqtasks.nodes.acceptor import Acceptor, Admission, Refusal
 from zmqtasks.nodes.data import DataPool, Fetched
 from zmqtasks.nodes.data_server import DataServer
-from zmqtasks.nodes.links import Dialed, PeerInfo, dial, own_versions
+from zmqtasks.nodes.links import Dialed, PeerInfo, dial
 from zmqtasks.nodes.session import Channel, ChannelHandler
+from zmqtasks.nodes.versions import own_versions
 from zmqtasks.protocol.frames import CONTROL_LIMITS
 from zmqtasks.protocol.handshake import LinkRequest
 from zmqtasks.protocol.ops import Introduction

@@ -30,7 +30,8 @@ from zmqtasks.errors import (
 from zmqtasks.ids import InstanceId, Key, SessionId
 from zmqtasks.nodes.data_messages import cut, payloads_untrusted
 from zmqtasks.nodes.data_packing import Batch, Inbox, Packer
-from zmqtasks.nodes.links import Dialed, dial, own_versions
+from zmqtasks.nodes.links import Dialed, dial
+from zmqtasks.nodes.versions import own_versions
 from zmqtasks.protocol.codec import Codec
 from zmqtasks.protocol.compression import Counters, LinkRate, own_codecs
 from zmqtasks.protocol.frames import DATA_LIMITS, Frames, total_size

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import functools
-import importlib.metadata
 import logging
-import platform
 import secrets
 from dataclasses import dataclass, field, replace
 
@@ -32,10 +29,6 @@ from zmqtasks.transports.address import LOOPBACK, parse_host_port, split_scheme
 from zmqtasks.transports.base import Comm, LinkSettings, Transport
 
 _log = logging.getLogger(__name__)
-
-PACKAGES = ("zmqtasks", "msgspec", "cloudpickle", "numpy")
-"""Packages whose versions nodes compare: what writes and reads the bytes that they exchange."""
-
 
 _LOOPBACK = (LOOPBACK, "::1", "localhost")
 
@@ -206,41 +199,6 @@ def link_settings_at(address: str, transport: Transport, config: Config, securit
                 f"{address}: {transport.scheme} does not encrypt: use tcp, or --encryption off if the network is trusted"
             )
     return settings
-
-
-@functools.cache
-def own_versions() -> dict[str, str]:
-    """Versions of Python and of `PACKAGES` in this process; packages that are not installed are left out."""
-    versions = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            pass
-    return versions
-
-
-def version_warnings(peer: str, theirs: dict[str, str], ours: dict[str, str]) -> list[str]:
-    """At most one line, for people: which versions differ between `peer` and this node."""
-    differing = [
-        f"{name} {theirs[name]} there, {ours[name]} here"
-        for name in ("python", *PACKAGES)
-        if name in theirs and name in ours and _relevant(name, theirs[name]) != _relevant(name, ours[name])
-    ]
-    if not differing:
-        return []
-    return [f"versions differ between {peer} (there) and the node that it connected to (here): {'; '.join(differing)}"]
-
-
-def same_python(theirs: dict[str, str], ours: dict[str, str]) -> bool:
-    """Both sides run the same minor version of Python (or the peer does not say)."""
-    there = theirs.get("python")
-    return there is None or _relevant("python", there) == _relevant("python", ours["python"])
-
-
-def _relevant(name: str, version: str) -> str:
-    # Patch releases of Python exchange code and pickles without trouble.
-    return ".".join(version.split(".")[:2]) if name == "python" else version
 
 
 def _with_address(error: ZmqTasksError, address: str) -> ZmqTasksError:

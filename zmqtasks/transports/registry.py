@@ -8,7 +8,6 @@ point group `zmqtasks.transports` (name: the scheme, object: a `Transport` class
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 from collections.abc import Callable
 
 from zmqtasks.errors import AddressError
@@ -45,7 +44,9 @@ def register_transport(transport: Transport) -> None:
 
 def known_schemes() -> list[str]:
     """Every scheme that `get_transport` can be asked for, sorted."""
-    plugged_in = (point.name for point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP))
+    from importlib import metadata  # 25 ms, needed for transports of others only
+
+    plugged_in = (point.name for point in metadata.entry_points(group=ENTRY_POINT_GROUP))
     return sorted({*_BUILT_IN, *_transports, *plugged_in})
 
 
@@ -67,7 +68,9 @@ def _load(scheme: str) -> Transport:
             module_name, class_name = _BUILT_IN[scheme]
             made = getattr(importlib.import_module(module_name), class_name)()
         else:
-            points = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP, name=scheme)
+            from importlib import metadata
+
+            points = metadata.entry_points(group=ENTRY_POINT_GROUP, name=scheme)
             if not points:
                 raise AddressError(f"no transport for {scheme!r}: known are {', '.join(known_schemes())}")
             made = next(iter(points)).load()()

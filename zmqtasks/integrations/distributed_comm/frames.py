@@ -14,7 +14,8 @@ from zmqtasks.config import Config
 from zmqtasks.errors import CommClosedError
 from zmqtasks.ids import InstanceId, new_instance_id
 from zmqtasks.nodes.acceptor import Acceptor, Admission
-from zmqtasks.nodes.links import PeerInfo, dial, own_versions
+from zmqtasks.nodes.links import PeerInfo, dial
+from zmqtasks.nodes.versions import own_versions
 from zmqtasks.protocol.frames import DATA_LIMITS, MIB, Frames, total_size
 from zmqtasks.protocol.handshake import LinkRequest
 from zmqtasks.protocol.ops import DataIntroduction, Introduction

@@ -36,6 +36,7 @@ class NannyNode:
     those of each worker. `protocol` is the transport for data between workers (default: the
     scheduler's), `listen_address` says more precisely where each of them listens (port 0). Without `local_output`
     what tasks print is only forwarded to the clients, not written here. `preload`: modules and files, see `Preloads`.
+    `versions`: what `own_versions` would find, where that is known.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class NannyNode:
         local_output: bool = True,
         log_level: str | int | None = None,
         instance_id: InstanceId | None = None,
+        versions: dict[str, str] | None = None,
     ) -> None:
         self.config = config
         self.security = security
@@ -81,6 +83,7 @@ class NannyNode:
             "nanny_id": self.instance_id.hex(),
             "log_level": log_level if log_level is not None else logging.getLogger("zmqtasks").getEffectiveLevel(),
         }
+        self._versions = versions or {}
         self._places: dict[bytes, int] = {}
         self._policies = [RestartPolicy() for _ in range(n_workers)]
         self._unready = n_workers
@@ -166,7 +169,10 @@ class NannyNode:
 
     def _start_worker(self, place: int) -> None:
         name = self.name if self.n_workers == 1 or not self.name else f"{self.name}-{place}"
-        worker = WorkerProcess({**self._settings, "name": name}, self._worker_ready, self._worker_exited)
+        # A worker that starts later looks for itself: one before it may have installed something.
+        versions = self._versions if self._control is None else {}
+        settings = {**self._settings, "name": name, "versions": versions}
+        worker = WorkerProcess(settings, self._worker_ready, self._worker_exited)
         self.workers[worker.instance_id] = worker
         self._places[worker.instance_id] = place
         if self._control is not None:

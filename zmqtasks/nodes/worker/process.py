@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 from zmqtasks.config import Config
 from zmqtasks.errors import ZmqTasksError
 from zmqtasks.logs import configure_logging
+from zmqtasks.nodes.versions import adopt_versions
 from zmqtasks.nodes.worker import output
 from zmqtasks.nodes.worker.node import WorkerNode
 from zmqtasks.nodes.worker.preloading import Preloads
@@ -57,6 +58,7 @@ def main() -> int:
         return 0
     configure_logging(settings["name"] or "worker", settings["log_level"])
     sys.path[:] = settings["sys_path"]
+    adopt_versions(settings["versions"])
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     _die_with(settings["nanny_pid"])
     try:

@@ -43,8 +43,13 @@ def check_scheduler(machine: SchedulerMachine) -> None:
             f"{ts.name}: {ts.dependents} dependents, counted {dependents[id(ts)]}"
         )
         _check_task(machine, ts)
+    inline_bytes = sum(len(ts.inline) for ts in state.tasks.values() if ts.inline is not None)
+    assert state.inline_bytes == inline_bytes, f"{state.inline_bytes} bytes of small results, counted {inline_bytes}"
     for worker in state.workers.values():
         _check_worker(worker)
+        stored = [ts.size for ts in state.tasks.values() if ts.held_by(worker)]
+        assert worker.stored_keys == len(stored), f"{worker.name}: {worker.stored_keys} values, counted {len(stored)}"
+        assert worker.stored_bytes == sum(stored), f"{worker.name}: {worker.stored_bytes} bytes, counted {sum(stored)}"
         _check_actors(machine, worker)
     _check_queues(machine)
 

@@ -319,6 +319,27 @@ def test_results_in_one_op_go_to_those_who_want_each_of_them():
     }
 
 
+def test_results_that_do_not_fit_their_columns_reach_nobody():
+    cluster = Cluster()
+    a, b = cluster.add_worker("a"), cluster.add_worker("b")
+    cluster.submit()
+    cluster.run()
+    keys = [cluster.submit(), cluster.submit()]
+    runs = {}
+    for worker in (a, b):
+        worker.step(0)
+        runs.update({key: (worker, run) for run, (key, _, _) in worker.runs.items()})
+    (one, run), (other, its_run) = (runs[key] for key in keys)
+    with pytest.raises(RemoteProtocolError, match="lengths that do not sum to the 4 bytes of values"):
+        cluster.machine.receive(one.state, [ops.TasksFinished([run], [2], b"aaXX", [10])], 0.0)
+    cluster.from_worker(other, ops.TasksFinished([its_run], [3], b"bbb", [10]))
+    assert cluster.results[keys[1]] == b"bbb"
+    assert keys[0] not in cluster.results
+    cluster.from_worker(one, ops.TasksFinished([run, run], [2, 2], b"aabb", [10, 10]))
+    told = [op for op in cluster.told if isinstance(op, ops.KeysInMemory) and keys[0] in op.keys]
+    assert told == [ops.KeysInMemory([keys[0]], [2], [2], b"aa")]
+
+
 def test_a_task_that_is_queued_twice_is_assigned_once():
     cluster = Cluster()
     first = cluster.submit()

@@ -35,6 +35,9 @@ class _Fates(ClientOutbox):
     def add_result(self, key: Key, size: int, value: bytes | None) -> None:
         pass
 
+    def add_results(self, keys: list[Key], sizes: list[int], lengths: list[int], values: bytes) -> None:
+        pass
+
 
 class KeptKeys:
     """How many shared values hold each key."""

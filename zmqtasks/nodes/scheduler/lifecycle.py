@@ -226,6 +226,8 @@ class Lifecycle(Recovering):
         n = len(op.run_ids)
         if len(op.lengths) != n or len(op.durations_us) != n or (op.sizes and len(op.sizes) != n):
             raise RemoteProtocolError(f"TasksFinished: columns do not fit {n} runs")
+        if sum([length for length in op.lengths if length >= 0]) != len(op.values):
+            raise RemoteProtocolError(f"TasksFinished: lengths that do not sum to the {len(op.values)} bytes of values")
         if op.references:
             self._note_contained(worker, op)
         worker.last_progress = self.state.now
@@ -283,8 +285,6 @@ class Lifecycle(Recovering):
             self._tell(wanted, op)
         self.reconsider_all(unwanted)
         self.placement.update_room(worker)
-        if offset != len(values):
-            raise RemoteProtocolError(f"TasksFinished: lengths that sum to {offset} for {len(values)} bytes of values")
 
     @staticmethod
     def _tell(finished: list[TaskState], op: TasksFinished) -> None:
@@ -298,8 +298,8 @@ class Lifecycle(Recovering):
         by_run = {ts.run_id: ts for ts in finished}
         offset = 0
         for run_id, length in zip(op.run_ids, op.lengths, strict=True):
-            if run_id in by_run:
-                _tell_one(by_run[run_id], op.values[offset : offset + length] if length >= 0 else None)
+            if (ts := by_run.pop(run_id, None)) is not None:
+                _tell_one(ts, op.values[offset : offset + length] if length >= 0 else None)
             offset += max(length, 0)
 
     def _keep_inline(self, ts: TaskState, value: bytes) -> None:

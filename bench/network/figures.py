@@ -106,8 +106,8 @@ class Figures:
 class Burst:
     """How many messages the next burst of a bandwidth figure has, and what the bandwidth came to.
 
-    Bursts grow until one takes half of `time_s`, and then stay as they are. Those that begin when the link is warm count,
-    all together, for `time_s` at least. A link is warm after twice that time, and after `_WARM_BYTES`.
+    Bursts grow until one takes half of `time_s` on a warm link. That one counts, and those after it, all together, for `time_s` at
+    least. A link is warm after twice that time, and after `_WARM_BYTES`.
 
     Use: `burst = Burst(size, plan.time_s)`, then `while burst.going: burst.began(); ...; burst.ended()`, where the dots
     send `burst.count` messages and wait for the answer.
@@ -128,11 +128,10 @@ class Burst:
         self.going = True
         self._time_s = time_s
         self._clock = clock
-        self._end = clock() + max(8 * time_s, self._LONGEST_S)
+        self._end = clock() + max(14 * time_s, self._LONGEST_S)
         self._began = 0.0
         self._warming_since = math.inf  # until the first burst is over
         self._warmed_bytes = 0
-        self._growing = True
         self._counted = 0
         self._counted_s = 0.0
 
@@ -154,13 +153,13 @@ class Burst:
                 return
         warm = self._is_warm(self._began - self._warming_since)
         self._warmed_bytes += self.count * self.size_bytes
-        self._growing = self._growing and elapsed_s < self._time_s / 2 and self.count < self.MOST_MESSAGES
-        if self._growing and not late:
+        short = elapsed_s < self._time_s / 2 and self.count < self.MOST_MESSAGES
+        if short and not late and not self._counted:
             self.count = min(
                 self.MOST_MESSAGES, max(self.count + 1, int(self.count * min(self._time_s / elapsed_s, 8)))
             )
             return
-        if warm or (late and not self._counted):
+        if warm or (late and not self._counted):  # what comes after has as many messages
             self._counted += self.count
             self._counted_s += elapsed_s
         self.going = not late and not self._is_enough()

@@ -40,11 +40,31 @@ def test_bursts_grow_until_they_take_long_enough():
 
 
 def test_several_large_messages_count_once_the_link_is_warm():
-    burst, counts = spent(64 * MIB, 0.1, lambda number: 0.05 if number <= 1 + 16 else 0.04)
-    assert counts == [1] * (1 + 16 + 8), "the first, a GiB in which the link gets warm, and what counts"
-    assert burst.messages_per_s == pytest.approx(1 / 0.04)
+    burst, counts = spent(256 * MIB, 0.1, lambda number: 0.07 if number <= 1 + 4 else 0.06)
+    assert counts == [1] * (1 + 4 + 8), "the first, a GiB in which the link gets warm, and what counts"
+    assert burst.messages_per_s == pytest.approx(1 / 0.06)
     _, counts = spent(64 * MIB, 0.05, lambda number: 0.06)
     assert counts == [1] * (1 + 7 + 5), "a slow link is warm after 8 times 50 ms, and measured for 5 times that"
+
+
+def test_a_stall_while_bursts_grow_does_not_keep_them_short():
+    now = 0.0
+    burst = Burst(1024, 0.05, clock=lambda: now)
+    bursts = 0
+    while burst.going:
+        burst.began()
+        bursts += 1
+        now += burst.count * 1e-6 + 1e-4 + (0.03 if bursts == 2 else 0)
+        burst.ended()
+    assert burst.messages_per_s == pytest.approx(1e6, rel=0.02)
+
+
+def test_long_times_leave_time_to_measure_slow_links():
+    for time_s in (0.4, 0.7, 1.0):
+        burst, counts = spent(64 * MIB, time_s, lambda number: 0.67)
+        assert burst._counted >= 4 * time_s / 0.67
+        assert burst.messages_per_s == pytest.approx(1 / 0.67)
+        assert len(counts) < 14 * 0.7 / 0.67 + 30
 
 
 def test_a_slow_phase_is_part_of_the_figure():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+import time
 from typing import Any
 
 import msgspec
@@ -585,5 +586,33 @@ def test_a_handler_that_fails_ends_the_session_and_nothing_else(scheme: str) -> 
             assert "the handler's own" in str(error)
             await channel.close()
         assert not told
+
+    run(main())
+
+
+def test_what_comes_while_another_thread_sends_is_acknowledged() -> None:
+    """A batch that the loop receives after the thread has looked what to acknowledge, and before it is done."""
+
+    async def main() -> None:
+        async with listening("tcp") as (node, address):
+            channel = await dial(address, Recorder())
+            loop = asyncio.get_running_loop()
+            encode = channel._encode
+
+            def encode_slowly(*batch: Any) -> Any:
+                data = encode(*batch)
+                came = channel.last_seq
+                loop.call_soon_threadsafe(node.channel.send, [ops.DropData([1])])
+                deadline = time.monotonic() + 10
+                while channel.last_seq == came and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                return data
+
+            channel._encode = encode_slowly
+            assert await asyncio.to_thread(channel.send_taken, lambda: [want(1)])
+            channel._encode = encode
+            await until(lambda: channel.queued_bytes == 0)
+            await until(lambda: node.channel.queued_bytes == 0, lambda: "the batch was not acknowledged", timeout_s=5)
+            await channel.close()
 
     run(main())

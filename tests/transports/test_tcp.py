@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import resource
 import struct
 
 from zmqtasks.errors import CommBrokenError, LimitExceededError, RemoteProtocolError
@@ -32,6 +33,20 @@ class TestTcpEncrypted(TransportConformance):
 class TestTcpOnPlainAsyncio(FlowTests, EndingTests):
     scheme = "tcp"
     loop_factory = staticmethod(asyncio.new_event_loop)
+
+
+class TestWireOnPlainAsyncio(ConformanceBase):
+    scheme = "tcp"
+    loop_factory = staticmethod(asyncio.new_event_loop)
+
+    def test_only_the_loop_sends(self) -> None:
+        """Its transports change their buffers in steps between which another thread can look."""
+
+        async def test() -> None:
+            async with self.link() as (ours, _theirs):
+                assert not ours.ready_for_direct
+
+        self.run(test())
 
 
 class TestTcpEncryptedOnPlainAsyncio(FlowTests, EndingTests):
@@ -85,6 +100,27 @@ class TestWire(ConformanceBase):
                 assert isinstance(await there.wait_end(), CommBrokenError)
                 assert not there.messages
                 await there.comm.close()
+
+        self.run(test())
+
+    def test_direct_send_with_no_descriptor_left(self) -> None:
+        """It needs one, the first time: then it is up to the loop."""
+
+        async def test() -> None:
+            async with self.link() as (ours, theirs):
+                there = Recorder(theirs)
+                ours.send([b"1"])
+                await there.wait_messages(1)
+                limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+                resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+                try:
+                    assert ours.ready_for_direct
+                    ours.send_direct([b"2"])
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+                ours.send([b"3"])
+                await there.wait_messages(3)
+                assert there.contents() == [[b"1"], [b"2"], [b"3"]]
 
         self.run(test())
 

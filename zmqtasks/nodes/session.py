@@ -76,6 +76,7 @@ class Channel:
     __slots__ = (
         "_ack_soon",
         "_ack_timer",
+        "_acked_seq",
         "_closing",
         "_codec",
         "_comm",
@@ -139,6 +140,7 @@ class Channel:
         self._postponed: list[Op] = []  # by another thread, as there was too much for one batch: goes first
         self._replay_limit: float = config.replay_bytes if bounded else float("inf")
         self._unacked = 0  # weight of what was received and not acknowledged
+        self._acked_seq = 0  # the last batch that was
         self._ack_soon = False
         self._ack_timer: asyncio.TimerHandle | None = None
         self._paused = False
@@ -189,11 +191,14 @@ class Channel:
         """
         if self._closing or not self._lock.acquire(blocking=False):
             return False
-        comm = self._comm
-        if comm is not None and comm.ready_for_direct and not self._postponed:
-            return True
-        self._lock.release()
-        return False
+        ready = False
+        try:
+            comm = self._comm
+            ready = comm is not None and comm.ready_for_direct and not self._postponed
+        finally:
+            if not ready:
+                self._lock.release()
+        return ready
 
     def send_taken(self, take: Callable[[], Sequence[Op]]) -> bool:
         """As `begin_direct`, then `send_direct` of what `take` gives."""
@@ -217,7 +222,8 @@ class Channel:
 
     def _send_locked(self, ops: Sequence[Op], direct: bool = False) -> None:
         replay = self._replay
-        data = self._encode(replay.seq + 1, self._in_seq, ops)
+        received = self._in_seq  # once: the loop may receive more meanwhile, which this batch does not acknowledge
+        data = self._encode(replay.seq + 1, received, ops)
         size = len(data)
         if size > SPLIT_BYTES:
             if len(ops) > 1:
@@ -235,7 +241,7 @@ class Channel:
                     f"one {type(ops[0]).__name__} of {size} bytes is over the limit of control links "
                     f"({self._codec.limit_bytes}): large values go over data links"
                 )
-        self._unacked = 0
+        self._acked_seq, self._unacked = received, 0
         replay.append(data)
         comm = self._comm
         if comm is not None:
@@ -440,8 +446,8 @@ class Channel:
     def _acknowledge(self) -> None:
         """Sends an acknowledgement, unless a batch has carried it meanwhile."""
         self._ack_soon = False
-        if self._unacked and self._comm is not None:
-            self._unacked = 0
+        if self._acked_seq != self._in_seq and self._comm is not None:
+            self._acked_seq, self._unacked = self._in_seq, 0
             try:
                 with self._lock:
                     self._comm.send((self._encode(0, self._in_seq, ()),))

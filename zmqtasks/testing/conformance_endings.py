@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import resource
+import sys
 
 import pytest
 
@@ -73,6 +74,43 @@ class EndingTests(ConformanceBase):
                 assert len(there.messages) == 100
 
         self.run(test())
+
+    def test_close_while_another_thread_sends(self) -> None:
+        """Where other threads may send: what one of them has sent arrives whole, and then the close."""
+        frame = bytes(3 * MIB)
+
+        async def test() -> None:
+            async with self.link() as (ours, theirs):
+                if not ours.ready_for_direct:
+                    pytest.skip("this transport sends from its own loop only")
+                Recorder(ours)
+                there = Recorder(theirs)
+                sent: list[bytes] = []
+
+                def send_by_thread() -> None:
+                    while ours.ended is None:
+                        if ours.ready_for_direct:
+                            number = b"%d" % len(sent)
+                            try:
+                                ours.send_direct([number, frame] if len(sent) % 3 == 2 else [number])
+                            except CommClosedError:
+                                return
+                            sent.append(number)
+
+                thread = asyncio.create_task(asyncio.to_thread(send_by_thread))
+                await wait_until(lambda: bool(sent), "the thread to send")
+                await ours.close()
+                await thread
+                await _assert_closed(there, by="peer")
+                assert [bytes(message[0]) for message in there.messages] == sent
+
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(1e-6)  # the threads take turns wherever they can
+        try:
+            for _ in range(20):
+                self.run(test())
+        finally:
+            sys.setswitchinterval(interval)
 
     def test_both_sides_close_at_once(self) -> None:
         """Neither waits for the other, and for neither it is a break."""

@@ -14,6 +14,7 @@ The wire is that of `stream`. What matters beyond it:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import threading
 from typing import cast
@@ -68,6 +69,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
             None  # for other threads: a descriptor that the loop does not close under them
         )
         self._direct_lock = threading.Lock()
+        self._threads_may_ask = False
         self._direct_rest = b""  # what the kernel did not take of a direct message: goes first
 
     def send(self, frames: Frames) -> None:
@@ -114,6 +116,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
     def ready_for_direct(self) -> bool:
         return (
             self._ended is None
+            and self._threads_may_ask
             and not self._turn_open  # in the order in which the loop moves it on: nothing slips by
             and not self._direct_rest
             and not self._transport.get_write_buffer_size()
@@ -131,13 +134,12 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
                 if self._direct is None:
                     self._direct = self._sock.dup()
                 sent = self._direct.send(data)
-            except BlockingIOError:
+            except OSError:  # a full buffer, no descriptor left, or an end that the transport shall find
                 sent = 0
-            except OSError:
-                return  # the loop learns of it too, and ends the comm
             if sent < len(data):
                 self._direct_rest = data[sent:]
-                self._loop.call_soon_threadsafe(self._write_direct_rest)
+                with contextlib.suppress(RuntimeError):  # the loop is closed
+                    self._loop.call_soon_threadsafe(self._write_direct_rest)
 
     def _write_direct_rest(self) -> None:
         if rest := self._direct_rest:
@@ -155,7 +157,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
     def queued_bytes(self) -> int:
         if self._dropped:
             return 0
-        return self._transport.get_write_buffer_size() + self._collected_bytes
+        return self._transport.get_write_buffer_size() + self._collected_bytes + len(self._direct_rest)
 
     def set_limits(self, limits: Limits) -> None:
         self._reader.set_limits(limits)
@@ -179,8 +181,9 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
             self._closing = False
 
     def _say_goodbye(self) -> None:
-        self._write_direct_rest()
-        self._mark_ended(CommClosedError(f"the link to {self.peer_address} was closed by this side", by="local"))
+        with self._direct_lock:  # another thread has sent by now, or finds the end
+            self._write_direct_rest()
+            self._mark_ended(CommClosedError(f"the link to {self.peer_address} was closed by this side", by="local"))
         self._discarding = True
         self._write_collected()
         self._transport.write(GOODBYE)
@@ -272,6 +275,8 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        # Other loops' transports change their buffers in several steps, between which another thread may look.
+        self._threads_may_ask = type(transport).__module__.startswith("uvloop.")
         self._transport.set_write_buffer_limits(self._settings.high_water_bytes, self._settings.low_water_bytes)
         self._transport.write(PREAMBLE)
 
@@ -290,16 +295,16 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        with self._direct_lock:
-            if self._direct is not None:
-                self._direct.close()
-                self._direct = None
         self._lost.set_result(None)
         if not self._greeted.done():
             self._greeted.set_result(None)
         error = CommBrokenError(f"the link to {self.peer_address} broke: {exc or 'the connection was closed'}")
         error.__cause__ = exc
         self._end(error)
+        with self._direct_lock:  # who sends directly from now on finds the end, and makes no new one
+            if self._direct is not None:
+                self._direct.close()
+                self._direct = None
 
     def pause_writing(self) -> None:
         self._write_paused = True

@@ -130,7 +130,13 @@ class ShmComm(StreamComm):
                 if self._waiting is None:
                     self._loop.call_soon(self._advance)
                 return
-            self._put_out_lent(message)
+            try:
+                self._put_out_lent(message)
+            except Exception as exc:  # half of it may be out, and its blocks lent
+                error = CommClosedError(f"the link to {self.peer_address} was aborted: {exc!r}", by="local")
+                error.__cause__ = exc
+                self._end(error, hard=True)
+                return
             self._outgoing.popleft()  # last: up to here no other thread sends
             self._outgoing_bytes -= message.size
         if not self._outgoing and self._goodbye_due:

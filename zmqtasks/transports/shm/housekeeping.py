@@ -38,7 +38,7 @@ def adopt(channel: Channel) -> None:
 
 def look_after(arena: Arena) -> None:
     """Gives idle memory of the arena back when it is time."""
-    if arena not in _arenas:
+    if arena not in _arenas or _thread is None:
         with _lock:
             _arenas.add(arena)
             _wake()
@@ -49,8 +49,12 @@ def look_after(arena: Arena) -> None:
 def _wake() -> None:
     global _thread
     if _thread is None or not _thread.is_alive():
-        _thread = threading.Thread(target=_keep_house, name="zmqtasks-arena", daemon=True)
-        _thread.start()
+        thread = threading.Thread(target=_keep_house, name="zmqtasks-arena", daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:  # too many threads, or the interpreter ends: the next call tries again
+            return
+        _thread = thread
 
 
 def _keep_house() -> None:

@@ -353,7 +353,7 @@ class ZmqComm(LoopComm):
 
     async def close(self) -> None:
         if self._ended is None:
-            self._mark_ended(CommClosedError(f"the link to {self.peer_address} was closed by this side", by="local"))
+            self._mark_closed()
             self._closing = True
             if self._fin_received:
                 self._drop(hard=False)
@@ -368,6 +368,10 @@ class ZmqComm(LoopComm):
             self._tell_end_soon()
         if self._handler is not None:
             await asyncio.sleep(0)  # the handler is told before this returns
+
+    def _mark_closed(self) -> None:
+        """This side closes the link: nothing is accepted for sending any more."""
+        self._mark_ended(CommClosedError(f"the link to {self.peer_address} was closed by this side", by="local"))
 
     def _discard_held(self) -> None:
         """Counts as consumed what nobody will take any more."""

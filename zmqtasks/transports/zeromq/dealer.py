@@ -168,9 +168,12 @@ class DealerComm(ZmqComm):
     def queued_bytes(self) -> int:
         return super().queued_bytes + sum(map(len, self._direct_rest))
 
-    async def close(self) -> None:
-        self._send_direct_rest()
-        await super().close()
+    def _mark_closed(self) -> None:
+        with self._socket.lock:  # another thread has sent by now, or finds the end
+            super()._mark_closed()
+            rest, self._direct_rest = self._direct_rest, []
+        self._queue.extend(rest)  # goes out before the goodbye
+        self._queued_bytes += sum(map(len, rest))
 
     def _send_direct_rest(self) -> None:
         if rest := self._direct_rest:

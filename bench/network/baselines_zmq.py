@@ -142,13 +142,18 @@ def _reading(sock: zmq.Socket[bytes], came: Callable[[bytes], None]) -> Iterator
 
 
 @contextlib.contextmanager
-def _ends(mode: str, hold_gil: bool, size: int = 0) -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
-    """The socket to send by, and that by which answers come, of a process of its own that does what `mode` says."""
+def _ends(
+    mode: str, hold_gil: bool, size: int = 0, buffer_bytes: int = -1
+) -> Iterator[tuple[zmq.Socket[bytes], zmq.Socket[bytes]]]:
+    """The socket to send by, and that by which answers come, of a process of its own that does what `mode` says.
+
+    `buffer_bytes`: of the kernel's buffers; -1 leaves their size to the kernel.
+    """
     with zmq.Context() as context:
         kinds = (zmq.PUSH, zmq.PULL) if mode == "sink" else (zmq.DEALER,)
-        socks = [_socket(context, kind) for kind in kinds]
+        socks = [_socket(context, kind, buffer_bytes) for kind in kinds]
         ports = [sock.bind_to_random_port("tcp://127.0.0.1") for sock in socks]
-        call = json.dumps({"ports": ports, "mode": mode, "hold_gil": hold_gil, "size": size})
+        call = json.dumps({"ports": ports, "mode": mode, "hold_gil": hold_gil, "size": size, "buffer": buffer_bytes})
         try:
             with Child(
                 "bench.network.baselines_zmq" if __name__ == "__main__" else __name__, "answer", first_line=call
@@ -159,8 +164,10 @@ def _ends(mode: str, hold_gil: bool, size: int = 0) -> Iterator[tuple[zmq.Socket
                 sock.close(linger=0)
 
 
-def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int) -> zmq.Socket[bytes]:
+def _socket(context: zmq.Context[zmq.Socket[bytes]], kind: int, buffer_bytes: int) -> zmq.Socket[bytes]:
     sock = context.socket(kind)
+    sock.set(zmq.SNDBUF, buffer_bytes)
+    sock.set(zmq.RCVBUF, buffer_bytes)
     sock.set(zmq.SNDHWM, _WAITING_PARTS)
     sock.set(zmq.RCVHWM, _WAITING_PARTS)
     sock.set(zmq.RCVTIMEO, int(START_TIMEOUT_S * 1000))
@@ -190,7 +197,7 @@ def _answer() -> None:
     live_with_parent()
     with holding_gil(call["hold_gil"]), zmq.Context() as context:
         kinds = (zmq.PULL, zmq.PUSH) if call["mode"] == "sink" else (zmq.DEALER,)
-        socks = [_socket(context, kind) for kind in kinds]
+        socks = [_socket(context, kind, call["buffer"]) for kind in kinds]
         for sock, port in zip(socks, call["ports"], strict=True):
             sock.set(zmq.RCVTIMEO, -1)
             sock.connect(f"tcp://127.0.0.1:{port}")
@@ -211,6 +218,12 @@ def _compare() -> None:
         with _ends("sink", False, size) as (send, receive):
             rates = [bandwidth(send, receive, size, 0.3, part_bytes, copy).bandwidth / 1e9 for copy in (True, False)]
         print(f"raw, parts of {part_bytes >> 10:5d} KiB: copied {rates[0]:.2f} GB/s, lent {rates[1]:.2f} GB/s")
+    rates = []
+    for buffer_bytes in (-1, 2 * MIB, -1, 2 * MIB, -1, 2 * MIB):
+        with _ends("sink", False, size, buffer_bytes) as (send, receive):
+            rates.append(bandwidth(send, receive, size, 0.3).bandwidth / 1e9)
+    usual, wide = (" ".join(f"{rate:.2f}" for rate in rates[first::2]) for first in (0, 1))
+    print(f"raw, the kernel's buffers as it likes, three times: {usual} GB/s; of 2 MiB: {wide} GB/s")
     compare_with_raw("zmq", measure)
 
 

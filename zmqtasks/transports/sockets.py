@@ -74,6 +74,11 @@ async def listening_socket(where: HostPort) -> socket.socket:
     return sock
 
 
+def is_loopback(numeric_host: str) -> bool:
+    """Whether an address of an interface, as a number, is of this host alone."""
+    return ipaddress.ip_address(numeric_host.partition("%")[0]).is_loopback
+
+
 def stays_on_host(sock: socket.socket) -> bool:
     """Whether a connected socket's peer is on this host, as far as addresses tell: loopback, or one address for both."""
     own, peer = (ipaddress.ip_address(name[0].partition("%")[0]) for name in (sock.getsockname(), sock.getpeername()))

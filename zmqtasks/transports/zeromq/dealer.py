@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import os
 
 import zmq
@@ -13,6 +12,7 @@ from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, PeerIden
 from zmqtasks.protocol.frames import Frames
 from zmqtasks.transports.address import HostPort, format_host_port
 from zmqtasks.transports.base import LinkSettings
+from zmqtasks.transports.sockets import is_loopback
 from zmqtasks.transports.stream import pack_message
 from zmqtasks.transports.zeromq.comm import LENT_BYTES, ZmqComm, full_window
 from zmqtasks.transports.zeromq.connection import Connection
@@ -21,6 +21,7 @@ from zmqtasks.transports.zeromq.curve import protect_caller
 from zmqtasks.transports.zeromq.sockets import (
     DONTWAIT,
     LINGER_MS,
+    LOOPBACK_BUFFER_BYTES,
     MORE_DONTWAIT,
     MonitoredSocket,
     receive_control,
@@ -56,7 +57,7 @@ class DealerComm(ZmqComm):
         self.peer_address = str(where)
         self.local_address = format_host_port(where.scheme, numeric_host, 0)  # until connected
         self.encrypted = secret is not None
-        self.same_host = ipaddress.ip_address(numeric_host.partition("%")[0]).is_loopback
+        self.same_host = is_loopback(numeric_host)
         self._scheme = where.scheme
         self._numeric_host = numeric_host
         self._port = where.port
@@ -71,6 +72,9 @@ class DealerComm(ZmqComm):
         try:
             if ":" in numeric_host:
                 self._socket.zmq.set(zmq.IPV6, 1)
+            if self.same_host:
+                self._socket.zmq.set(zmq.SNDBUF, LOOPBACK_BUFFER_BYTES)
+                self._socket.zmq.set(zmq.RCVBUF, LOOPBACK_BUFFER_BYTES)
             if secret is not None:
                 protect_caller(self._socket, secret)
             self._socket.zmq.connect(format_host_port("tcp", numeric_host, where.port))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import ipaddress
+import socket
 from collections.abc import Callable
 
 import zmq
@@ -12,9 +12,10 @@ import zmq
 from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, ConnectTimeoutError
 from zmqtasks.transports.address import HostPort, format_host_port, parse_host_port
 from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener, Transport
-from zmqtasks.transports.sockets import connect_socket, connectable_host, listening_socket, resolve
+from zmqtasks.transports.sockets import connect_socket, connectable_host, is_loopback, listening_socket, resolve
 from zmqtasks.transports.zeromq.dealer import DealerComm, NotConnectedError, OtherMechanismError
 from zmqtasks.transports.zeromq.router import Router
+from zmqtasks.transports.zeromq.sockets import LOOPBACK_BUFFER_BYTES
 
 
 class ZmqListener(Listener):
@@ -100,6 +101,9 @@ class ZmqTransport(Transport):
             host = connectable_host(bound[0], sock.family)
             address = format_host_port(self.scheme, host, bound[1])
             secret = _secret_for(bound[0], settings)
+            if is_loopback(bound[0]):  # connections inherit them
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, LOOPBACK_BUFFER_BYTES)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LOOPBACK_BUFFER_BYTES)
             router = Router(sock, address, self.scheme, settings, secret, self._forget)
         except zmq.ZMQError as exc:
             raise ConnectError(f"cannot listen at {where}: {exc}{_hint(exc)}") from exc
@@ -130,8 +134,7 @@ async def _connect(where: HostPort, settings: LinkSettings) -> Comm:
 
 def _secret_for(numeric_host: str, settings: LinkSettings) -> bytes | None:
     """What links at an address are encrypted by."""
-    loopback = ipaddress.ip_address(numeric_host.partition("%")[0]).is_loopback
-    return None if loopback and not settings.encryption.same_host else settings.encryption.secret
+    return None if is_loopback(numeric_host) and not settings.encryption.same_host else settings.encryption.secret
 
 
 async def _dial(where: HostPort, numeric_host: str, settings: LinkSettings) -> Comm:

@@ -19,7 +19,7 @@ from zmqtasks.config import Config
 from zmqtasks.deploy.serve import calm_collector
 from zmqtasks.ids import first_key_of_client
 from zmqtasks.nodes.scheduler.machine import SchedulerMachine
-from zmqtasks.nodes.scheduler.node import trim_heap
+from zmqtasks.nodes.scheduler.node import give_memory_back
 from zmqtasks.protocol.codec import Codec
 from zmqtasks.protocol.ops import (
     ClientIntroduction,
@@ -50,7 +50,9 @@ class SimulatedCluster:
         self.machine = SchedulerMachine(epoch=1, config=Config())
         self.cpu_s = 0.0
         self.messages = 0
-        self._now = 0.0
+        # Numbers of the simulation that last: as objects they would each keep an arena (see `resting`).
+        self._time = array("d", [0.0])
+        self._next_key = array("q", [0])
         self._from_client = Codec(ClientToScheduler)
         self._from_worker = Codec(WorkerToScheduler)
         self._at_client = Codec(SchedulerToClient)
@@ -63,7 +65,7 @@ class SimulatedCluster:
             self.workers[session] = self.machine.worker_joined(session, session, intro, 0.0)
         self.results = 0
         self._from_workers: list[tuple[bytes, bytes]] = []
-        self._next_key = first_key_of_client(self.client.number)
+        self._next_key[0] = first_key_of_client(self.client.number)
         self.send(PutFunctions([FUNCTION], [b"code"]))
 
     def send(self, *ops: Op) -> None:
@@ -71,18 +73,18 @@ class SimulatedCluster:
         self._turn([(b"client", self._from_client.encode(1, 0, ops))])
 
     def _turn(self, arrived: list[tuple[bytes, bytes]]) -> None:
-        self._now += 0.0001
+        now = self._time[0] = self._time[0] + 0.0001
         started = time.process_time()
         for session, data in arrived:
             if session == b"client":
-                self.machine.receive(self.client, self._from_client.decode_untrusted(data)[2], self._now)
+                self.machine.receive(self.client, self._from_client.decode_untrusted(data)[2], now)
             else:
                 ops = self._from_worker.decode_untrusted(data)[2]
-                self.machine.receive(self.workers[session], ops, self._now)
+                self.machine.receive(self.workers[session], ops, now)
         out = [(session, self._from_client.encode(1, 1, ops)) for session, ops in self.machine.flush()]
         deadline = self.machine.deadline()
-        if deadline is not None and deadline <= self._now:
-            self.machine.tick(self._now)
+        if deadline is not None and deadline <= now:
+            self.machine.tick(now)
         self.cpu_s += time.process_time() - started
         self.messages += len(arrived) + len(out)
         for session, data in out:
@@ -118,17 +120,17 @@ class SimulatedCluster:
             self._turn(arrived)
 
     def rest(self) -> None:
-        """The simulation's own numbers are not to be counted as the scheduler's memory: see `SchedulerState.rest`."""
+        """What is left to be said is said, and the simulation's own numbers are none of the scheduler's memory."""
         if (deadline := self.machine.deadline()) is not None:
             self.machine.tick(deadline)
-        self._now, self.cpu_s = self._now * 1.0, self.cpu_s * 1.0
-        self.messages, self.results, self._next_key = self.messages + 1, self.results + 1, self._next_key + 1
-        self.messages, self.results, self._next_key = self.messages - 1, self.results - 1, self._next_key - 1
+            self.machine.flush()
+        self.cpu_s, self.messages, self.results = 0.0, 0, 0
 
     def submit(self, n: int, deps: list[int] | None = None, per_task: int = 0) -> range:
         """`n` tasks with `per_task` of `deps` each, in batches."""
-        keys = range(self._next_key, self._next_key + n)
-        self._next_key += n
+        first_key = self._next_key[0]
+        keys = range(first_key, first_key + n)
+        self._next_key[0] += n
         for first in range(0, n, BATCH):
             count = min(BATCH, n - first)
             if deps is None:
@@ -233,10 +235,8 @@ def measure_rounds(n: int = 100_000, rounds: int = 10) -> dict[str, Any]:
     after = array("d", [0.0] * rounds)  # a float object made at a peak and kept would hold an arena itself
     for i in range(rounds):
         run_map(cluster, n)
-        gc.collect()
         cluster.rest()
-        cluster.machine.rest()  # these three the node does after a moment of rest
-        trim_heap()
+        give_memory_back(cluster.machine)  # as the node does after a moment of rest
         after[i] = rss_bytes() / 2**20
     return {"rounds": rounds, "tasks": n, "rss_mib": list(after), "growth": after[-1] / after[0] - 1}
 

@@ -312,6 +312,8 @@ class DataBook:
 
     def tick(self) -> None:
         """Sends workers to holders that they could not reach before."""
+        if not self._ask_again:
+            return
         now = self.state.now
         due = [entry for entry in self._ask_again if entry[0] <= now]
         self._ask_again = [entry for entry in self._ask_again if entry[0] > now]

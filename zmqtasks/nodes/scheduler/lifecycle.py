@@ -231,8 +231,9 @@ class Lifecycle(Recovering):
         if op.references:
             self._note_contained(worker, op)
         worker.last_progress = self.state.now
-        processing, held, values = worker.processing, worker.held, op.values
-        offset, stored, finished = 0, 0, 0
+        processing, parked, retracting, held = worker.processing, worker.parked, worker.retracting, worker.held
+        values, inline_room = op.values, INLINE_TOTAL_BYTES - self.state.inline_bytes
+        offset, stored, finished, inline = 0, 0, 0, 0
         wanted: list[TaskState] = []
         unwanted: list[TaskState] = []
         function: FunctionRecord | None = None
@@ -244,10 +245,10 @@ class Lifecycle(Recovering):
             if length >= 0:
                 offset += length
             ts = processing.pop(run_id, None)
-            if worker.parked:
-                worker.parked.pop(run_id, None)
-            if worker.retracting:
-                worker.retracting.pop(run_id, None)
+            if parked:
+                parked.pop(run_id, None)
+            if retracting:
+                retracting.pop(run_id, None)
             if held and (bucket := held.pop(run_id, None)) is not None:
                 bucket.give_back(worker)
             if ts is None or ts.run_id != run_id or ts.state is not PROCESSING:
@@ -268,8 +269,9 @@ class Lifecycle(Recovering):
             ts.who_has = worker
             stored += size
             finished += 1
-            if 0 <= length <= INLINE_KEEP_BYTES:
-                self._keep_inline(ts, values[first:offset])
+            if 0 <= length <= INLINE_KEEP_BYTES and inline < inline_room:
+                ts.inline = values[first:offset]
+                inline += length
             if ts.wanted_by is not None:
                 wanted.append(ts)
             elif not ts.holds:
@@ -281,6 +283,7 @@ class Lifecycle(Recovering):
         worker.stored_bytes += stored
         worker.stored_keys += finished
         self.state.counters["finished"] += finished
+        self.state.inline_bytes += inline
         if wanted:
             self._tell(wanted, op)
         self.reconsider_all(unwanted)
@@ -301,11 +304,6 @@ class Lifecycle(Recovering):
             if (ts := by_run.pop(run_id, None)) is not None:
                 _tell_one(ts, op.values[offset : offset + length] if length >= 0 else None)
             offset += max(length, 0)
-
-    def _keep_inline(self, ts: TaskState, value: bytes) -> None:
-        if self.state.inline_bytes < INLINE_TOTAL_BYTES:
-            ts.inline = value
-            self.state.inline_bytes += len(value)
 
     def _arrived(self, ts: TaskState, unwanted: list[TaskState]) -> None:
         """A value has come into memory: wakes who waits for it, lets go of what it needed, for the caller to reconsider."""
@@ -365,8 +363,9 @@ class Lifecycle(Recovering):
         worker.stored_bytes += size
         worker.stored_keys += 1
         _tell_one(ts, value)
-        if value is not None and len(value) <= INLINE_KEEP_BYTES:
-            self._keep_inline(ts, value)
+        if value is not None and len(value) <= INLINE_KEEP_BYTES and self.state.inline_bytes < INLINE_TOTAL_BYTES:
+            ts.inline = value
+            self.state.inline_bytes += len(value)
         unwanted = [ts]
         self._arrived(ts, unwanted)
         self.reconsider_all(unwanted)

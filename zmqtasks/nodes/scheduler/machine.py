@@ -29,6 +29,7 @@ from zmqtasks.nodes.scheduler.membership import Membership
 from zmqtasks.nodes.scheduler.placement import Placement
 from zmqtasks.nodes.scheduler.plugins import Plugins
 from zmqtasks.nodes.scheduler.queries import Queries, UnknownQueryError
+from zmqtasks.nodes.scheduler.resting import rest
 from zmqtasks.nodes.scheduler.state import (
     PROCESSING,
     ClientState,
@@ -235,9 +236,9 @@ class SchedulerMachine:
         return bool(self.placement.idle) or len(self.state.workers) == 1
 
     def rest(self) -> None:
-        """To be called when no task is left after many: gives memory back (see `SchedulerState.rest`)."""
+        """To be called when no task is left after many: gives memory back (see `resting`)."""
         if not self.state.tasks:
-            self.state.rest()
+            rest(self.state)
             self.placement.rest()
 
     def take_departed(self) -> list[bytes]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import functools
 import gc
 import logging
 import os
@@ -334,9 +335,7 @@ class SchedulerNode:
         state = self.machine.state
         if not state.tasks and not self._closing:
             self._finished_at_rest = state.counters["finished"]
-            gc.collect()
-            self.machine.rest()
-            trim_heap()
+            give_memory_back(self.machine)
 
     def _set_timer(self) -> None:
         deadline = self.machine.deadline()
@@ -355,7 +354,20 @@ class SchedulerNode:
         self._flush()
 
 
-def trim_heap() -> None:
+def give_memory_back(machine: SchedulerMachine) -> None:
+    """When no task is left after many: returns to the system what they took."""
+    gc.collect()
+    machine.rest()
+    gc.collect()  # empties Python's lists of free objects as well: they keep some of the peak
+    _trim_heap()
+
+
+def _trim_heap() -> None:
     """Gives free pages of the C heap (tables, messages) back to the system, where the C library is glibc."""
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
+        _c_library().malloc_trim(0)
+
+
+@functools.cache
+def _c_library() -> ctypes.CDLL:
+    return ctypes.CDLL(None)

@@ -227,6 +227,7 @@ class WorkerOutbox(Outbox):
         if self.free:
             ops.append(FreeKeys(self.free))
             self.free = _NOTHING
+            self.free_bytes = 0
         ops += self._ops
         if self._functions:
             ops.append(PutFunctions([f.digest for f in self._functions], [f.code for f in self._functions]))

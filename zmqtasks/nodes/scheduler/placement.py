@@ -101,11 +101,14 @@ class Placement:
         return bucket
 
     def rest(self) -> None:
-        """Makes its tables anew; see `SchedulerState.rest`."""
-        self.queue = ReadyQueue()
-        self.idle, self.roomy, self.backlogged = dict(self.idle), dict(self.roomy), dict(self.backlogged)
+        """Empties its tables; see `resting`."""
+        self.queue.clear()
         for worker in self.state.workers.values():
-            worker.queue = ReadyQueue()
+            worker.queue.clear()
+        for workers in (self.idle, self.roomy, self.backlogged):
+            kept = list(workers)
+            workers.clear()
+            workers.update(dict.fromkeys(kept))
 
     # --- queues -----------------------------------------------------------------------------------------------------
 
@@ -182,7 +185,7 @@ class Placement:
         busy = len(worker.processing) - len(worker.parked)
         if busy == 0 and not worker.parked:
             worker.load_s = 0.0  # sums of floats drift
-            worker.last_progress = 0.0  # and floats of their own at rest pin memory (see `SchedulerState.rest`)
+            worker.last_progress = 0.0  # and floats of their own at rest pin memory (see `resting`)
         if busy < worker.nthreads:
             self.idle[worker] = None
             self.roomy.pop(worker, None)

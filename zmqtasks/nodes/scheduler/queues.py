@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from zmqtasks.nodes.scheduler.state import TaskSpec, TaskState, WorkerState
 
+_LOWEST = -(1 << 80)
 READY_STATE = 2  # State.READY; the enum's module imports this one
 
 
@@ -26,7 +27,7 @@ class ReadyQueue:
         self._in_order: deque[TaskState] = deque()
         self._heap: list[tuple[int, int, TaskState]] = []
         self._counter = 0
-        self._last_priority = -(1 << 80)
+        self._last_priority = _LOWEST
 
     def __len__(self) -> int:
         """Entries, stale ones included: an upper bound on what `pop` gives."""
@@ -86,6 +87,13 @@ class ReadyQueue:
                 yield ts
             else:
                 in_order.popleft()
+
+    def clear(self) -> None:
+        """Drops all entries."""
+        self._in_order.clear()
+        self._heap.clear()
+        self._counter = 0
+        self._last_priority = _LOWEST
 
     def tidy(self) -> None:
         """Drops the entries of tasks that are no longer READY."""

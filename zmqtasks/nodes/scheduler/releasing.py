@@ -48,6 +48,7 @@ class Releasing:
         records = self.state.tasks
         dropped: dict[WorkerState, list[TaskState]] = {}
         last: WorkerState | None = None
+        inline = 0
         while stack:
             ts = stack.pop()
             state = ts.state
@@ -62,7 +63,8 @@ class Releasing:
                     lost.append(ts)
                     ts.who_has = None
                     if ts.inline is not None:
-                        self._drop_inline(ts)
+                        inline += len(ts.inline)
+                        ts.inline = None
                     ts.state = RELEASED
                     if not ts.deps and not ts.dependents:  # `_forget` for what has nothing to let go of
                         ts.state = FORGOTTEN
@@ -77,6 +79,7 @@ class Releasing:
                 self._stop(ts, stack)
             if not ts.dependents:
                 self._forget(ts, stack)
+        self.state.inline_bytes -= inline
         for worker, lost in dropped.items():
             size = sum([ts.size for ts in lost])
             worker.outbox.drop([ts.key for ts in lost], size)

@@ -41,9 +41,6 @@ class State(IntEnum):
 RELEASED, WAITING, READY, PROCESSING, MEMORY, ERRED, FORGOTTEN = State
 
 UNKNOWN_DURATION_S = -1.0
-PLACES = 1 << 14
-"""Free places of the size of a number in arenas of the allocator that are nearly empty; filling them takes 0.3 ms."""
-BEYOND_SMALL_INTS = 1 << 20
 MIN_ESTIMATE_S = 2.5e-6
 """What a task costs a worker, whatever it does: counted as more, the worker would run dry while the scheduler is busy, and `map`
 take longer."""
@@ -313,28 +310,6 @@ class SchedulerState:
         """Workers that were asked to give back runs."""
         self.now = 0.0
 
-    def rest(self) -> None:
-        """Nothing is left to do: makes the numbers and tables anew that were made at the peak.
-
-        A single small object keeps a whole arena (1 MiB) of Python's allocator. Made now, the same objects go where the allocator
-        is fullest, and the arenas of the peak go back to the system (`bench.tasks zero`: memory after rounds of tasks). The
-        allocator first fills what is free beside objects of the peak that go a moment later: `fill` takes those places.
-        """
-        fill = [_anew(number) for number in range(BEYOND_SMALL_INTS, BEYOND_SMALL_INTS + PLACES)]
-        self.tasks = dict(self.tasks)
-        self.counters = {name: _anew(count) for name, count in self.counters.items()}
-        self.now *= 1.0
-        self.next_run_id = _anew(self.next_run_id)
-        self.next_priority = _anew(self.next_priority)
-        self.inline_bytes = _anew(self.inline_bytes)
-        for function in self.functions.values():
-            function.duration_s *= 1.0
-        for worker in self.workers.values():
-            worker.processing = dict(worker.processing)
-            worker.stored_bytes = _anew(worker.stored_bytes)
-            worker.stored_keys = _anew(worker.stored_keys)
-        fill.clear()
-
     def note(self, about: str, what: str) -> None:
         """Keeps an unusual event for stories."""
         self.events.append((self.now, about, what))
@@ -343,8 +318,3 @@ class SchedulerState:
         """What is remembered of a task."""
         names = {str(key), name}
         return [f"{when:.6f} {about}: {what}" for when, about, what in self.events if about in names]
-
-
-def _anew(number: int) -> int:
-    """The same number as a new object."""
-    return number + 1 - 1

@@ -113,12 +113,6 @@ class SimulatedCluster:
                 raise RuntimeError(f"the simulation stands still at {self.results} of {results} results")
             self._turn(arrived)
 
-    def turn_once(self) -> None:
-        """One turn with what the workers have answered."""
-        arrived, self._from_workers = self._from_workers, []
-        if arrived:
-            self._turn(arrived)
-
     def rest(self) -> None:
         """What is left to be said is said, and the simulation's own numbers are none of the scheduler's memory."""
         if (deadline := self.machine.deadline()) is not None:

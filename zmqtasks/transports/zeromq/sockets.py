@@ -43,8 +43,8 @@ LINGER_MS = 1000
 """How long a closed socket goes on to send what it has; what matters was acknowledged before."""
 
 LOOPBACK_BUFFER_BYTES = 2 << 20
-"""The kernel's buffers of a connection within the host. It would find the size itself, but keeps to less: a tenth more processor
-time for large messages. Between hosts it knows best."""
+"""The kernel's buffers of a connection within the host. It would find the size itself, but keeps to less, and large
+messages take more processor time. Between hosts it knows best."""
 
 CONTROL_SLACK = 32
 """Room in a receive queue for control parts, beyond the window, all of whose units may be small parts."""

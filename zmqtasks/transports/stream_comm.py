@@ -75,7 +75,9 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
     def send(self, frames: Frames) -> None:
         if self._ended is not None:
             raise self._ended.with_traceback(None)
-        pieces, size = pack_message(frames)
+        self._send_packed(*pack_message(frames))
+
+    def _send_packed(self, pieces: list[bytes | memoryview], size: int) -> None:
         self._messages_sent += 1
         self._bytes_sent += size
         self._put_out(pieces, size)

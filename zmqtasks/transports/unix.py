@@ -46,6 +46,11 @@ _CREDENTIALS = struct.Struct("3i")  # struct ucred: pid, uid, gid
 _ROOT = 0
 
 
+def widen(sock: socket.socket) -> None:
+    """Lets the kernel take more of what a connected socket sends."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+
+
 class UnixTransport(StreamTransport):
     """Frames over Unix domain sockets, between processes of one user on one host."""
 
@@ -88,7 +93,7 @@ class UnixTransport(StreamTransport):
 
     def make_comm(self, sock: socket.socket, settings: LinkSettings) -> StreamComm:
         local, peer = self.addresses_of(sock)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SEND_BUFFER_BYTES)
+        widen(sock)
         comm = StreamComm(asyncio.get_running_loop(), sock, settings, local, peer)
         comm.same_host = True
         return comm

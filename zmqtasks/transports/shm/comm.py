@@ -20,6 +20,7 @@ from zmqtasks.transports.shm.arena import Arena, Block
 from zmqtasks.transports.shm.channel import Channel
 from zmqtasks.transports.shm.copying import Copy
 from zmqtasks.transports.shm.wire import ShmReader, pack_lent
+from zmqtasks.transports.stream import pack_message
 from zmqtasks.transports.stream_comm import StreamComm
 
 LEND_BYTES = 512 * KIB
@@ -36,9 +37,9 @@ class _Message:
 
     __slots__ = ("blocks", "copy", "frames", "index", "large", "lasting", "lent", "size", "waited")
 
-    def __init__(self, frames: list[Buffer], large: list[int], lasting: bool) -> None:
+    def __init__(self, frames: list[Buffer], lasting: bool) -> None:
         self.frames = frames
-        self.large = large
+        self.large = _large_of(frames)
         self.lasting = lasting
         self.index = 0  # of the large frame that is being copied, in `large`
         self.copy: Copy | None = None
@@ -46,6 +47,12 @@ class _Message:
         self.lent: dict[int, tuple[int, int]] = {}
         self.blocks: list[Block] = []  # in the order of `lent`
         self.size = total_size(frames)
+
+
+def _large_of(frames: Frames) -> list[int]:
+    """The indices of the frames that are lent where that is possible."""
+    sizes = [frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames]
+    return [index for index, size in enumerate(sizes) if size >= LEND_BYTES]
 
 
 class ShmComm(StreamComm):
@@ -91,17 +98,14 @@ class ShmComm(StreamComm):
         self._send(frames, lasting=True)
 
     def _send(self, frames: Frames, *, lasting: bool) -> None:
-        large = [
-            index
-            for index, frame in enumerate(frames)
-            if (frame.nbytes if isinstance(frame, memoryview) else len(frame)) >= LEND_BYTES
-        ]
-        if not self._outgoing and (not large or self._arena is None):
-            super().send(frames)
-            return
         if self._ended is not None:
             raise self._ended.with_traceback(None)
-        message = _Message(list(frames), large, lasting)
+        if not self._outgoing or not frames:
+            pieces, size = pack_message(frames)
+            if self._arena is None or size < LEND_BYTES or not _large_of(frames):  # small ones are not looked at singly
+                self._send_packed(pieces, size)
+                return
+        message = _Message(list(frames), lasting)
         self._messages_sent += 1
         self._bytes_sent += message.size
         self._outgoing.append(message)

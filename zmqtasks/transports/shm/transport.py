@@ -18,7 +18,7 @@ from zmqtasks.transports.shm.channel import Channel, greet, take_greeting_untrus
 from zmqtasks.transports.shm.comm import ShmComm
 from zmqtasks.transports.shm.own_arena import process_arena
 from zmqtasks.transports.stream_comm import StreamComm
-from zmqtasks.transports.unix import UnixTransport
+from zmqtasks.transports.unix import UnixTransport, widen
 
 _NAME_DIGITS = 40
 
@@ -61,6 +61,7 @@ class ShmTransport(UnixTransport):
     async def _attach(
         self, sock: socket.socket, channel: socket.socket, settings: LinkSettings, local: str, peer: str
     ) -> StreamComm:
+        widen(sock)
         arena = process_arena()
         loop = asyncio.get_running_loop()
         comm = ShmComm(loop, sock, settings, local, peer, Channel(channel, arena), arena)

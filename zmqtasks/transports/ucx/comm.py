@@ -21,9 +21,10 @@ from zmqtasks.errors import CommBrokenError, CommClosedError, RemoteProtocolErro
 from zmqtasks.protocol.frames import HELLO_LIMITS, Frames, Limits
 from zmqtasks.transports.base import LinkSettings
 from zmqtasks.transports.lifecycle import _no_handler
+from zmqtasks.transports.stream import pack_message
 from zmqtasks.transports.tcp import TcpComm
 from zmqtasks.transports.ucx.library import UcxWorker, UnreachableError, take_worker
-from zmqtasks.transports.ucx.wire import LARGE_BYTES, UcxReader, chunks, pack_large, pack_offer
+from zmqtasks.transports.ucx.wire import LARGE_BYTES, UcxReader, chunks, large_of, pack_large, pack_offer
 
 _log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class UcxComm(TcpComm):
         self._tag = secrets.randbits(64)
         self._wanted = False  # messages: started and not paused
         self._incoming: list[memoryview] | None = None  # the message that waits for large frames
-        self._awaited: deque[memoryview] = deque()  # its chunks that are still to come
+        self._missing = 0  # its chunks that have not come
         self._quiet = 0
         self._asking: asyncio.TimerHandle | None = None
         self._large: deque[memoryview] = deque()
@@ -86,22 +87,27 @@ class UcxComm(TcpComm):
     # -- sending
 
     def send(self, frames: Frames) -> None:
-        if self._ended is None and self._worker is not None and self._reader.offer is not None:
-            packed = pack_large(frames)
-            if packed is not None and self._has_endpoint():
-                pieces, large = packed
-                size = sum(len(piece) for piece in pieces)
-                large_bytes = sum(frame.nbytes for frame in large)
-                self._messages_sent += 1
-                self._bytes_sent += size + large_bytes
-                self._large_bytes += large_bytes
-                self._large_paused = self._large_paused or self._large_bytes > self._settings.high_water_bytes
-                self._put_out(pieces, size)
-                for frame in large:
-                    self._large += chunks(frame)
-                self._send_large()
+        if self._ended is not None:
+            raise self._ended.with_traceback(None)
+        packed, size = pack_message(frames)
+        if size >= LARGE_BYTES and self._worker is not None and self._reader.offer is not None:
+            large = large_of(frames)
+            if large and self._has_endpoint():
+                self._send_with_large(frames, large)
                 return
-        super().send(frames)
+        self._send_packed(packed, size)
+
+    def _send_with_large(self, frames: Frames, large: list[memoryview]) -> None:
+        packed = pack_large(frames)
+        large_bytes = sum(frame.nbytes for frame in large)
+        self._messages_sent += 1
+        self._bytes_sent += len(packed) + large_bytes
+        self._large_bytes += large_bytes
+        self._large_paused = self._large_paused or self._large_bytes > self._settings.high_water_bytes
+        self._put_out([packed], len(packed))
+        for frame in large:
+            self._large += chunks(frame)
+        self._send_large()
 
     def _has_endpoint(self) -> bool:
         assert self._worker is not None
@@ -180,28 +186,26 @@ class UcxComm(TcpComm):
             self._end(RemoteProtocolError(f"{self.peer_address} sent frames by UCX before that was offered"))
             return
         self._incoming = frames
-        self._awaited = deque(chunk for frame in large for chunk in chunks(frame))
+        missing = [chunk for frame in large for chunk in chunks(frame)]
+        self._missing = len(missing)
         self._delivering = False
         self._pause_reading()
         self._quiet = 0
         self._asking = self._loop.call_later(_ASK_S, self._ask)
-        self._await_chunk()
-
-    def _await_chunk(self) -> None:
-        assert self._worker is not None
-        self._worker.receive(self._tag, self._awaited.popleft(), self._received)
+        self._worker.receive(self._tag, missing, self._received)
 
     def _received(self, error: Exception | None) -> None:
         if self._dropped or self._incoming is None:
             return
         if isinstance(error, ValueError):
             self._end(RemoteProtocolError(f"{self.peer_address} does not keep to the protocol: {error}"))
-        elif error is not None:
+            return
+        if error is not None:
             self._break(error)
-        elif self._awaited:
-            self._quiet = 0
-            self._await_chunk()
-        else:
+            return
+        self._quiet = 0
+        self._missing -= 1
+        if not self._missing:
             self._whole()
 
     def _whole(self) -> None:
@@ -258,7 +262,6 @@ class UcxComm(TcpComm):
     def _drop(self, *, hard: bool) -> None:
         super()._drop(hard=hard)
         self._large.clear()
-        self._awaited.clear()
         self._incoming = None
         self._large_bytes = 0
         if self._asking is not None:

@@ -15,7 +15,8 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from zmqtasks.errors import AddressError
@@ -132,7 +133,7 @@ class UcxWorker:
         self._descriptor: int = self._worker.epoll_file_descriptor
         self.address = bytes(libucxx.UCXAddress.create_from_worker(self._worker))
         self._requests: list[_Request] = []
-        self._awaited: dict[int, tuple[memoryview, Callable[[Exception | None], None]]] = {}
+        self._awaited: dict[int, tuple[deque[memoryview], Callable[[Exception | None], None]]] = {}
         self._scheduled = False
         self._stuck = False
         self._ended = False
@@ -163,18 +164,19 @@ class UcxWorker:
         self._requests.append((request, data, done, endpoint))
         self._schedule()
 
-    def receive(self, tag: int, memory: memoryview, done: Callable[[Exception | None], None]) -> None:
-        """Fills `memory` by the next transfer under `tag`; one at a time for each tag. `done` is called in the loop.
+    def receive(self, tag: int, memories: Iterable[memoryview], done: Callable[[Exception | None], None]) -> None:
+        """Fills each of `memories` by a transfer under `tag`, in order; `done` is called in the loop, for each of them.
 
-        UCX gets the memory when the transfer has been announced to it, with the right size: what never comes, or is
-        forgotten by then, never has a hold on memory.
+        UCX gets a memory when the transfer has been announced to it, with the right size: what never comes, or is
+        forgotten by then, never has a hold on memory. All that are announced are under way at the same time.
         """
-        self._awaited[tag] = (memory, done)
+        self._awaited[tag] = deque(memories), done
         self._schedule()
 
     def forget(self, tag: int) -> None:
         """Nothing is awaited under `tag` any more."""
-        self._awaited.pop(tag, None)
+        if awaited := self._awaited.pop(tag, None):
+            awaited[0].clear()
 
     def close_endpoint(self, endpoint: Any) -> None:
         """Drops the endpoint and what is under way on it."""
@@ -252,16 +254,18 @@ class UcxWorker:
         self._pump()
 
     def _post_announced(self) -> None:
-        for tag, (memory, done) in list(self._awaited.items()):
-            found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=False)
-            if not found.matched:
-                continue
-            del self._awaited[tag]
-            if found.length != memory.nbytes:  # it stays where it is: what is taken out must be received
-                done(ValueError(f"it transferred {found.length} bytes where it had announced {memory.nbytes}"))
-                if self._ended:
-                    return
-                continue
-            found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=True)
-            request = self._worker.tag_recv_with_handle(self._array(memory), found)
-            self._requests.append((request, memory, done, None))
+        for tag, (memories, done) in list(self._awaited.items()):
+            while memories and (found := self._worker.tag_probe(self._lib.UCXXTag(tag), remove=False)).matched:
+                memory = memories[0]
+                if found.length != memory.nbytes:  # it stays where it is: what is taken out must be received
+                    self.forget(tag)
+                    done(ValueError(f"it transferred {found.length} bytes where it had announced {memory.nbytes}"))
+                    if self._ended:
+                        return
+                    break
+                memories.popleft()
+                found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=True)
+                request = self._worker.tag_recv_with_handle(self._array(memory), found)
+                self._requests.append((request, memory, done, None))
+            if not memories:
+                self.forget(tag)

@@ -36,16 +36,18 @@ def pack_offer(tag: int, address: bytes) -> bytes:
     return _OFFER_HEADER.pack(_OFFER, len(address), tag, zlib.crc32(address)) + address
 
 
-def pack_large(frames: Frames) -> tuple[list[bytes | memoryview], list[memoryview]] | None:
-    """What of a message goes on the stream, and its large frames; None: it has none."""
+def large_of(frames: Frames) -> list[memoryview]:
+    """The frames of a message that UCX takes."""
+    return [view for frame in frames if (view := as_bytes_view(frame)).nbytes >= LARGE_BYTES]
+
+
+def pack_large(frames: Frames) -> bytes:
+    """What is on the stream of a message with large frames."""
     views = [as_bytes_view(frame) for frame in frames]
-    large = [view for view in views if view.nbytes >= LARGE_BYTES]
-    if not large:
-        return None
     head = _HEADER.pack(_LARGE, 0) + struct.pack(
         f"<II{len(views)}Q", _MESSAGE, len(views), *(view.nbytes for view in views)
     )
-    return [b"".join([head, *(view for view in views if view.nbytes < LARGE_BYTES)])], large
+    return b"".join([head, *(view for view in views if view.nbytes < LARGE_BYTES)])
 
 
 def chunks(frame: memoryview) -> list[memoryview]:
@@ -83,6 +85,8 @@ class UcxReader(StreamReader):
 
     def _take_prefixes_untrusted(self) -> bool:
         """Takes what stands before a message; False: it is not complete."""
+        if self._pos < self._end and self._data[self._pos] == _MESSAGE:
+            return True
         while self._end - self._pos >= _HEADER.size:
             kind, length = _HEADER.unpack_from(self._data, self._pos)
             if kind == _LARGE and length == 0 and not self._large_follows:

@@ -9,8 +9,8 @@ both send what comes after, and go on. Nothing is lost and nothing handled twice
 dropped, a gap is an error.
 
 Acknowledgements ride on batches that go the other way. A receiver that has nothing to send acknowledges by an empty
-batch with number 0 (outside of the sequence), after `ACK_BYTES` or at the latest `ACK_DELAY_S` after a batch has come.
-A batch with number 0 may also hold one `Goodbye`: the sender ends the session at once, by the receiver's fault.
+batch with number 0 (outside of the sequence); see `receipts` for when. A batch with number 0 may also hold one `Goodbye`:
+the sender ends the session at once, by the receiver's fault.
 
 A `Goodbye` within the sequence ends the session in good order: its receiver answers by its own and closes.
 """
@@ -34,9 +34,10 @@ from zmqtasks.errors import (
     RemoteProtocolError,
 )
 from zmqtasks.ids import InstanceId, SessionId
+from zmqtasks.nodes.receipts import Receipts
 from zmqtasks.nodes.replay import Replay
 from zmqtasks.protocol.codec import Codec
-from zmqtasks.protocol.frames import KIB, MIB
+from zmqtasks.protocol.frames import MIB
 from zmqtasks.protocol.handshake import Welcome
 from zmqtasks.protocol.ops import Goodbye, Introduction, Op
 from zmqtasks.transports.base import Comm
@@ -45,10 +46,6 @@ _log = logging.getLogger(__name__)
 
 SPLIT_BYTES = 32 * MIB
 """Longer batches are cut in two: far below the limit of a control link, so that a batch always fits."""
-ACK_BYTES = 64 * KIB
-ACK_MESSAGE_BYTES = 1 * KIB
-"""What a batch counts for at least: an idle receiver acknowledges every 64 small ones."""
-ACK_DELAY_S = 0.1
 LOW_WATER_BYTES = 4 * MIB
 CLOSE_TIMEOUT_S = 5.0
 """How long `close` waits for the peer's goodbye."""
@@ -74,9 +71,6 @@ class Channel:
     """One end of a control link with all its reconnections; belongs to the event loop that made it."""
 
     __slots__ = (
-        "_ack_soon",
-        "_ack_timer",
-        "_acked_seq",
         "_closing",
         "_codec",
         "_comm",
@@ -85,7 +79,6 @@ class Channel:
         "_end_told",
         "_ended",
         "_handler",
-        "_in_seq",
         "_lock",
         "_loop",
         "_on_ended",
@@ -93,10 +86,10 @@ class Channel:
         "_over",
         "_paused",
         "_postponed",
+        "_receipts",
         "_replay",
         "_replay_limit",
         "_tasks",
-        "_unacked",
         "introduction",
         "number",
         "peer_address",
@@ -135,14 +128,10 @@ class Channel:
         self._encode = self._codec.encode
         self._decode = self._codec.decode_untrusted
         self._comm: Comm | None = None
-        self._in_seq = 0
+        self._receipts = Receipts(self._loop, self._acknowledge)
         self._replay = Replay(self._loop, min(LOW_WATER_BYTES, config.replay_bytes // 4))
         self._postponed: list[Op] = []  # by another thread, as there was too much for one batch: goes first
         self._replay_limit: float = config.replay_bytes if bounded else float("inf")
-        self._unacked = 0  # weight of what was received and not acknowledged
-        self._acked_seq = 0  # the last batch that was
-        self._ack_soon = False
-        self._ack_timer: asyncio.TimerHandle | None = None
         self._paused = False
         self._closing = False
         self._lock = threading.Lock()
@@ -222,7 +211,9 @@ class Channel:
 
     def _send_locked(self, ops: Sequence[Op], direct: bool = False) -> None:
         replay = self._replay
-        received = self._in_seq  # once: the loop may receive more meanwhile, which this batch does not acknowledge
+        received = (
+            self._receipts.seq
+        )  # once: the loop may receive more meanwhile, which this batch does not acknowledge
         data = self._encode(replay.seq + 1, received, ops)
         size = len(data)
         if size > SPLIT_BYTES:
@@ -241,7 +232,7 @@ class Channel:
                     f"one {type(ops[0]).__name__} of {size} bytes is over the limit of control links "
                     f"({self._codec.limit_bytes}): large values go over data links"
                 )
-        self._acked_seq, self._unacked = received, 0
+        self._receipts.told(received)
         replay.append(data)
         comm = self._comm
         if comm is not None:
@@ -323,21 +314,14 @@ class Channel:
             seq, ack, ops = self._decode(frame)
             if ack > self._replay.seq:
                 self._replay.check(ack)
-            if seq != self._in_seq + 1 or len(frames) != 1:
+            if seq != self._receipts.seq + 1 or len(frames) != 1:
                 self._irregular(seq, ops, frames)
                 self._trim(ack)
                 return
         except ProtocolError as exc:
             self._fail(exc)
             return
-        self._in_seq = seq
-        self._unacked += len(frame) + ACK_MESSAGE_BYTES
-        if self._ack_timer is None:
-            self._ack_timer = self._loop.call_later(ACK_DELAY_S, self._ack_due)
-        if self._unacked > ACK_BYTES and not self._ack_soon:
-            # Not here: the handler's answer, which would carry it, is probably sent in this turn of the loop.
-            self._ack_soon = True
-            self._loop.call_soon(self._acknowledge)
+        self._receipts.received(len(frame))
         goodbye = ops.pop() if ops and type(ops[-1]) is Goodbye else None
         if ops and not self._over:
             try:
@@ -353,7 +337,7 @@ class Channel:
     def comm_ended(self, error: Exception) -> None:
         """The link is gone; the session goes on unless it was closed, or the peer broke the protocol."""
         self._comm = None
-        self._stop_ack_timer()
+        self._receipts.stop()
         if self._over:
             return
         if self._closing:
@@ -370,7 +354,7 @@ class Channel:
     @property
     def last_seq(self) -> int:
         """Number of the last batch received."""
-        return self._in_seq
+        return self._receipts.seq
 
     def attach(self, comm: Comm, peer_last_seq: int) -> None:
         """Goes on over a comm whose handshake is done: sends what the peer has not received. `receive` follows."""
@@ -413,7 +397,7 @@ class Channel:
         if comm is not None:
             comm.set_handler(_Deaf())
             comm.abort(reason)
-            self._stop_ack_timer()
+            self._receipts.stop()
             if not self._over:
                 self._handler.link_lost(self, CommBrokenError(f"the link to {self.peer_address} was {reason}"))
 
@@ -428,9 +412,9 @@ class Channel:
         """A batch that is not the next one: an acknowledgement, a repetition, or an error."""
         if len(frames) != 1:
             raise RemoteProtocolError(f"the peer sent a control message of {len(frames)} frames, due is 1")
-        if seq > self._in_seq:
+        if seq > self._receipts.seq:
             raise RemoteProtocolError(
-                f"the peer sent batch {seq} after batch {self._in_seq}: batches in between are missing"
+                f"the peer sent batch {seq} after batch {self._receipts.seq}: batches in between are missing"
             )
         if seq == 0 and ops:
             if len(ops) != 1 or type(ops[0]) is not Goodbye:
@@ -444,24 +428,14 @@ class Channel:
                 self._replay.acknowledged(ack)
 
     def _acknowledge(self) -> None:
-        """Sends an acknowledgement, unless a batch has carried it meanwhile."""
-        self._ack_soon = False
-        if self._acked_seq != self._in_seq and self._comm is not None:
-            self._acked_seq, self._unacked = self._in_seq, 0
+        if self._comm is not None:
             try:
                 with self._lock:
-                    self._comm.send((self._encode(0, self._in_seq, ()),))
+                    received = self._receipts.seq
+                    self._receipts.told(received)
+                    self._comm.send((self._encode(0, received, ()),))
             except CommError:
                 pass
-
-    def _ack_due(self) -> None:
-        self._ack_timer = None
-        self._acknowledge()
-
-    def _stop_ack_timer(self) -> None:
-        if self._ack_timer is not None:
-            self._ack_timer.cancel()
-            self._ack_timer = None
 
     def _on_goodbye(self, goodbye: Goodbye) -> None:
         if self._over:
@@ -481,7 +455,7 @@ class Channel:
         if self._comm is not None:
             try:
                 with self._lock:
-                    self._comm.send((self._encode(0, self._in_seq, (Goodbye(str(error)),)),))
+                    self._comm.send((self._encode(0, self._receipts.seq, (Goodbye(str(error)),)),))
             except CommError:
                 pass
         self._finish(error)
@@ -499,7 +473,7 @@ class Channel:
         self._over = True
         self._closing = True
         self._ended = error
-        self._stop_ack_timer()
+        self._receipts.stop()
         self._replay.end()
         self._postponed.clear()
         comm, self._comm = self._comm, None

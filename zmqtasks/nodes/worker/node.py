@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, assert_never
 
@@ -51,8 +51,9 @@ from zmqtasks.nodes.worker.instructions import (
     Stop,
     TakeBack,
 )
+from zmqtasks.nodes.worker.looks import Looks
 from zmqtasks.nodes.worker.machine import WorkerMachine
-from zmqtasks.nodes.worker.metrics import CpuMeter, LongRuns, resident_bytes
+from zmqtasks.nodes.worker.metrics import CpuMeter, resident_bytes
 from zmqtasks.nodes.worker.outcomes import Blocked, Erred, NotStarted, Outcome, Resumed, Seceded
 from zmqtasks.nodes.worker.output import LineBudget
 from zmqtasks.nodes.worker.plugins import Plugins
@@ -78,9 +79,6 @@ logger = logging.getLogger(__name__)
 
 CALLS_ACTOR = 2
 """Of `TaskOptions.actor`: a call of the actor that is the last input."""
-
-LONG_RUN_S = 0.05
-"""A run seen executing at two looks this far apart is told to the scheduler, which then takes back what waits behind it."""
 
 SLOWEST_PEER_BYTES_PER_S = 1 << 20
 """A fetch that is slower than this, beyond the grace time, counts as failed: another replica is tried."""
@@ -130,10 +128,9 @@ class WorkerNode:
         self._machine = WorkerMachine(config.fetch_bytes)
         self._store = Store()
         self._budget = LineBudget()
-        self._long_runs = LongRuns()
         self._cpu = CpuMeter()
         self._fetches: set[asyncio.Task[None]] = set()
-        self._timers: dict[str, asyncio.TimerHandle] = {}
+        self._metrics_timer: asyncio.TimerHandle | None = None
         self._channel: Channel | None = None
         self._acceptor: Acceptor | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -155,6 +152,7 @@ class WorkerNode:
             marks=self._slots,
             worker=self,
         )
+        self._looks = Looks(self.loop, self.executor, self._machine, self._flush)
         self._plugins = Plugins(self, self._call_finished)
         self._pool = DataPool(security=self.security, config=self.config, instance_id=self.instance_id, name=self.name)
         self._data = DataServer(self._read, self._write)
@@ -181,7 +179,7 @@ class WorkerNode:
             config=self.config,
             instance_id=self.instance_id,
         )
-        self._later("metrics", self.config.metrics_interval_s, self._tick)
+        self._metrics_timer = self.loop.call_later(self.config.metrics_interval_s, self._tick)
         assert self._channel.welcome is not None
         await self._plugins.wait_set_up(self._channel.welcome.setups)
 
@@ -236,9 +234,9 @@ class WorkerNode:
         context.workers.discard(self)
         for call in context.departures:
             call(self)
-        for timer in self._timers.values():
-            timer.cancel()
-        self._timers.clear()
+        if self._metrics_timer is not None:
+            self._metrics_timer.cancel()
+        self._looks.stop()
         self.executor.close()
         for fetch in self._fetches:
             fetch.cancel()
@@ -336,7 +334,7 @@ class WorkerNode:
                 if calls:
                     self.executor.actors.call(calls)
                     runs = [run for run in runs if run.group.actor != CALLS_ACTOR]
-                self._look_later()
+                self._looks.look_later()
                 self.executor.hand_over(runs)
             case TakeBack(runs):
                 self._machine.runs_taken_back(self.executor.take_back(runs))
@@ -405,7 +403,7 @@ class WorkerNode:
             self.executor.actors.settle(self._store)
         self._flush()
         if machine.runs:
-            self._look_later()
+            self._looks.look_later()
 
     def _call_finished(self, answer: CallFinished) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -445,42 +443,10 @@ class WorkerNode:
             return Admission(data_handler=self._data)
         return Refusal(f"{self.address} is a worker: it takes data links only; connect to its scheduler")
 
-    # --- timers and output ------------------------------------------------------------------------------------------
-
-    def _later(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
-        """Calls once after the delay, unless a call of that name is due already."""
-        if name not in self._timers and self._closing is None:
-            self._timers[name] = self.loop.call_later(delay_s, self._due, name, call)
-
-    def _due(self, name: str, call: Callable[[], None]) -> None:
-        self._timers.pop(name, None)
-        call()
-
-    def _look_later(self) -> None:
-        self.executor.drains_soon = True
-        self._later("look", LONG_RUN_S, self._look)
-
-    def _look(self) -> None:
-        """Takes in what threads have answered, and tells the scheduler early what can't be retracted.
-
-        Looks again only while there is something new to see.
-        """
-        self.executor.drains_soon = False
-        self.executor.drain()
-        executing = self.executor.executing()
-        long, again = self._long_runs.look(executing)
-        if long:
-            self._machine.runs_executing(long)
-            self._flush()
-        if again or (not executing and self.executor.queued):  # threads of a loaded machine may begin late
-            self._look_later()
+    # --- metrics and output -----------------------------------------------------------------------------------------
 
     def _tick(self) -> None:
-        self.executor.drain()
-        executing = self.executor.executing()
-        self._machine.tick()
-        self._long_runs.look(executing)
-        self._machine.runs_executing(self._long_runs.told(executing))
+        executing = self._looks.tick()
         self._flush()
         self._send(
             [
@@ -490,14 +456,14 @@ class WorkerNode:
                     stored_bytes=self._store.stored_bytes,
                     cpu_percent=self._cpu.percent(),
                     queued=self.executor.queued,
-                    executing=len(executing),
+                    executing=executing,
                     compression=self._compression(),
                 )
             ]
         )
         self._send_lines()
         POOL.trim()
-        self._later("metrics", self.config.metrics_interval_s, self._tick)
+        self._metrics_timer = self.loop.call_later(self.config.metrics_interval_s, self._tick)
 
     def _compression(self) -> dict[str, int]:
         counted = Counters()

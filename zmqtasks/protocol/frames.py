@@ -41,9 +41,11 @@ DATA_LIMITS = Limits(frames=1 << 20, frame_bytes=1 << 46, message_bytes=1 << 46)
 
 
 def as_bytes_view(buffer: Buffer) -> memoryview:
-    """A flat memoryview of bytes over `buffer`, without a copy; the buffer must be C-contiguous."""
+    """A flat memoryview of bytes over `buffer`, without a copy; raises TypeError when that is not C-contiguous."""
     view = memoryview(buffer)
-    return view if view.format == "B" and view.ndim == 1 else view.cast("B")
+    if view.format == "B" and view.ndim == 1 and view.c_contiguous:
+        return view
+    return view.cast("B")  # which raises it
 
 
 def total_size(frames: Frames) -> int:

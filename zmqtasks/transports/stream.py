@@ -226,19 +226,21 @@ class StreamReader:
         if self._direct is not None and not self._finish_direct_frame(frames):
             return None
         lengths = self._lengths
-        arena = self._arena
-        while (index := len(frames)) < len(lengths):
+        allocate = self._arena.allocate
+        data, pos, end = self._data, self._pos, self._end
+        for index in range(len(frames), len(lengths)):
             size = lengths[index]
-            available = self._end - self._pos
-            if size <= available:
-                frame = arena.allocate(size)
-                frame[:] = self._data[self._pos : self._pos + size]
-                self._pos += size
-                frames.append(frame)
-                continue
-            if size > DIRECT_BYTES:
-                self._start_direct(self._allocate_untrusted(size))
-            return None
+            stop = pos + size
+            if stop > end:
+                self._pos = pos
+                if size > DIRECT_BYTES:
+                    self._start_direct(self._allocate_untrusted(size))
+                return None
+            frame = allocate(size)
+            frame[:] = data[pos:stop]
+            pos = stop
+            frames.append(frame)
+        self._pos = pos
         self._frames = None
         return frames
 

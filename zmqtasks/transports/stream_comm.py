@@ -26,6 +26,7 @@ from zmqtasks.errors import (
 )
 from zmqtasks.protocol.frames import KIB, Frames, Limits
 from zmqtasks.transports.base import LinkSettings
+from zmqtasks.transports.inheritance import keep_from_children
 from zmqtasks.transports.lifecycle import LoopComm
 from zmqtasks.transports.stream import GOODBYE, PREAMBLE, StreamReader, pack_message
 
@@ -135,6 +136,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
             try:
                 if self._direct is None:
                     self._direct = self._sock.dup()
+                    keep_from_children(self._direct)
                 sent = self._direct.send(data)
             except OSError:  # a full buffer, no descriptor left, or an end that the transport shall find
                 sent = 0
@@ -199,18 +201,23 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
         if not self._discarding or not self._write_paused or self._lost.done():
             return
         flushed = self._loop.create_task(self._wait_drained())
-        await asyncio.wait(
-            (flushed, self._lost), timeout=self._settings.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
-        )
-        if not flushed.done():
+        try:
+            await asyncio.wait(
+                (flushed, self._lost), timeout=self._settings.heartbeat_s, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not flushed.done():
+                self._drop(hard=True)
+        finally:
             flushed.cancel()
-            self._drop(hard=True)
 
     def _drop(self, *, hard: bool) -> None:
         self._dropped = True
         self._collected.clear()
         self._collected_bytes = 0
         if not self._lost.done():
+            if hard:  # a child that was forked with it would keep the connection up
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
             self._transport.abort()
 
     # -- writing
@@ -270,6 +277,10 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
                     self._end(CommClosedError(f"{self.peer_address} closed the link", by="peer"))
         except RemoteProtocolError as exc:
             self._end(exc)
+        except Exception as exc:  # no memory, or what else the system refuses: what came by half is lost
+            error = CommBrokenError(f"the link to {self.peer_address} broke: what came could not be taken: {exc!r}")
+            error.__cause__ = exc
+            self._end(error, hard=True)
         finally:
             reader.keep_rest()
 

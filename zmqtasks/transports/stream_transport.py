@@ -22,6 +22,7 @@ from zmqtasks.errors import (
     RemoteProtocolError,
 )
 from zmqtasks.transports.base import Comm, LinkSettings, Listener, Transport
+from zmqtasks.transports.inheritance import keep_from_children
 from zmqtasks.transports.stream import EncryptionFailedError, EncryptionNeededError
 from zmqtasks.transports.stream_comm import StreamComm
 
@@ -54,6 +55,7 @@ class StreamListener(Listener):
         self.address = address
         self._loop = asyncio.get_running_loop()
         self._transport = transport
+        keep_from_children(sock)
         self._sock = sock
         self._on_comm = on_comm
         self._settings = settings
@@ -194,6 +196,7 @@ class StreamTransport(Transport):
     async def attach(self, comm: _EndpointT, sock: socket.socket) -> _EndpointT:
         """Gives the socket to the event loop on behalf of `comm`."""
         loop = asyncio.get_running_loop()
+        keep_from_children(sock)
         # Of the ways to attach a socket, this one takes every family, and serves the calling side as well. Shielded, as
         # it takes two turns of the loop and, cancelled half-way, uvloop would close a descriptor that `sock` still
         # thinks to own.

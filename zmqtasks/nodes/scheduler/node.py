@@ -44,6 +44,7 @@ from zmqtasks.protocol.ops import (
 from zmqtasks.scheduler_file import SchedulerFile, remove_scheduler_file, write_scheduler_file
 from zmqtasks.security import Security
 from zmqtasks.transports import registry
+from zmqtasks.transports.buffer_pool import POOL
 
 log = logging.getLogger(__name__)
 
@@ -315,6 +316,7 @@ class SchedulerNode:
         now = self._loop.time()
         if now - self._congestion_checked > CONGESTION_CHECK_S:
             self._congestion_checked = now
+            POOL.trim()  # large batches came in its memory; metrics of workers see to it that this is reached
             for client in self.machine.state.clients.values():
                 if (channel := channels.get(client.session)) is not None:
                     client.congested = channel.queued_bytes > CONGESTED_BYTES

@@ -31,7 +31,7 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable
 
-from zmqtasks.protocol.frames import MIB, Buffer
+from zmqtasks.protocol.frames import ALIGNMENT, MIB, Buffer
 from zmqtasks.transports.shm import native
 from zmqtasks.transports.shm.free_ranges import FreeRanges
 from zmqtasks.transports.shm.native import PAGE_BYTES
@@ -59,7 +59,7 @@ _SIZES_PER_DOUBLING = 8
 class Block:
     """A run of pages of the arena; see the module's docstring."""
 
-    __slots__ = ("filled", "free_since", "holds", "offset", "present", "size")
+    __slots__ = ("filled", "free_since", "holds", "offset", "present", "size", "spoiled")
 
     def __init__(self, offset: int, size: int) -> None:
         self.offset = offset
@@ -70,6 +70,8 @@ class Block:
         """How much of that is mapped, so that writing to it costs no page faults."""
         self.holds = 0
         self.free_since = 0.0
+        self.spoiled = False
+        """It goes back to the kernel when it is free."""
 
 
 class Arena:
@@ -82,7 +84,11 @@ class Arena:
         try:
             self.read_only = native.read_only(self._file)
             """What peers get."""
-            self._address = native.map_shared(self._file, self.size)
+            try:
+                self._address = native.map_shared(self._file, self.size)
+            except BaseException:
+                os.close(self.read_only)
+                raise
         except BaseException:
             os.close(self._file)
             raise
@@ -180,6 +186,11 @@ class Arena:
             finally:
                 self._leave()
 
+    def discard(self, block: Block) -> None:
+        """Like `release`, of a block whose pages could not all be had: whoever has it next must not count on them."""
+        block.spoiled = True
+        self.release(block)
+
     def fill(self, block: Block, start: int, content: memoryview) -> None:
         """Copies into a block that is held, and that nobody else looks at yet."""
         self.copied_bytes += len(content)
@@ -229,11 +240,14 @@ class Arena:
         return owner.data[:size_bytes]
 
     def find(self, frame: Buffer) -> tuple[Block, int] | None:
-        """The block, now held once more, and the offset in the file of a frame that lies in memory from `allocate`."""
+        """The block, now held once more, and the offset in the file of a frame that lies in memory from `allocate`.
+
+        Not of one that begins off the steps in which is lent (`ALIGNMENT`).
+        """
         if not self._own_blocks:
             return None
         offset = native.address_of(frame) - self._address
-        if not 0 <= offset < self.size or not self._enter():
+        if not 0 <= offset < self.size or offset % ALIGNMENT or not self._enter():
             return None
         try:
             index = bisect.bisect_right(self._own_blocks, offset, key=_offset) - 1
@@ -356,9 +370,12 @@ class Arena:
             return
         self._held -= 1
         self._held_by_size[block.size] -= 1
+        self._warm_bytes += block.filled
+        if block.spoiled:
+            self._cool(block)
+            return
         block.free_since = time.monotonic()
         self._warm.setdefault(block.size, []).append(block)
-        self._warm_bytes += block.filled
         if block.present < block.filled:
             self._unmapped.append(block)  # not sooner: what peers keep is none of this process's memory
         while self._warm_bytes > self.limit_bytes // 2:
@@ -377,6 +394,8 @@ class Arena:
         return block
 
     def _take_new(self, size: int, size_bytes: int) -> Block | None:
+        if self._resident - self._warm_bytes - self._kept_bytes + size_bytes > self.limit_bytes:
+            return None  # whatever is given back
         while self._resident + size_bytes > self.limit_bytes:
             if not self._cool_one():
                 return None
@@ -388,12 +407,15 @@ class Arena:
     def _cool_one(self) -> bool:
         """Gives one free block back, or makes one free by forgetting a copy; False: there is none."""
         if not self._warm_bytes:
+            resident = self._resident
             for number, kept in self._kept.items():
                 if kept.block.holds == 1:
                     self._forget(number)
                     break
             else:
                 return False
+            if self._resident < resident:  # more than may be warm: it is gone
+                return True
         blocks = [blocks for blocks in self._warm.values() if blocks]
         if not blocks:
             return False

@@ -8,12 +8,13 @@ first byte (`greeting`). Every packet is a kind and a number:
     ARENA size (with a descriptor)   what follows on the stream may name blocks of this file
     TAKEN n                          the first n leases of the link have been delivered
     RETURNED number                  nobody looks at this lease any more
-    END n                            the link is over; leases beyond the first n will never be mapped
+    END n                            nothing more is taken: leases beyond the first n will never be mapped
 
 Leases outlive their link: arrays that came over it may live for long after. So each direction of the channel ends by
 itself: the *returning half* is held by the comm and by each live lease, and when the last of them goes, even by `kill
 -9`, the other side reads the end of the file, and takes back whatever was left. The *lending half* is read by the comm
-while it lives, then by a thread (`housekeeping`) for as long as leases are out.
+while it lives, then by a thread (`housekeeping`) for as long as leases are out. What finds the socket full is told by
+whoever the comm was last: its loop, then that thread.
 
 Everything that is read comes from a peer and is checked; nothing here ever blocks.
 """
@@ -25,9 +26,10 @@ import os
 import socket
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
-from zmqtasks.errors import ConnectError, RemoteProtocolError
+from zmqtasks.errors import CommBrokenError, ConnectError, RemoteProtocolError
+from zmqtasks.transports.inheritance import keep_from_children
 from zmqtasks.transports.shm import native
 from zmqtasks.transports.shm.arena import Arena, Block
 from zmqtasks.transports.shm.mappings import Mappings
@@ -38,6 +40,8 @@ GREETING = b"\xf5zlends\x01"
 _ARENA, _TAKEN, _RETURNED, _END = 1, 2, 3, 4
 _PACKET = struct.Struct("<QQ")
 _PACKETS_PER_TURN = 256
+_MOST_PACKETS = 1 << 16
+"""More than a socket of the largest size holds."""
 _DESCRIPTOR_BYTES = array.array("i").itemsize
 _FLAGS = socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL
 
@@ -67,14 +71,18 @@ def take_greeting_untrusted(sock: socket.socket) -> socket.socket | None:
     try:
         if not said:
             raise ConnectionResetError("the caller has left")
-        if said[:-1] == GREETING[: len(said) - 1] and said != GREETING:
+        if len(said) == len(GREETING) and said[:-1] == GREETING[:-1] and said != GREETING:
             raise ConnectError(
                 f"a caller lends memory by version {said[-1]} of the protocol, this side by version {GREETING[-1]}: "
                 f"run the same release of zmqtasks on both"
             )
         if said != GREETING or len(descriptors) != 1 or flags & socket.MSG_CTRUNC:
             raise ConnectError(f"a caller does not speak the protocol of shm: it began with {said!r}")
-        channel = socket.socket(fileno=descriptors.pop())
+        try:
+            channel = socket.socket(fileno=descriptors[0])
+        except OSError as exc:
+            raise ConnectError(f"a caller offered a descriptor as its channel that is none: {exc}") from None
+        descriptors.clear()
         if channel.family != socket.AF_UNIX or channel.type != socket.SOCK_SEQPACKET:
             channel.close()
             raise ConnectError("a caller offered a descriptor as its channel that is none")
@@ -99,6 +107,7 @@ class _Socket:
     def __init__(self, sock: socket.socket) -> None:
         self.sock = _QuietSocket(fileno=sock.detach())
         self.sock.setblocking(False)
+        keep_from_children(self.sock)
         self.pid = os.getpid()
 
     def __del__(self) -> None:
@@ -111,31 +120,47 @@ class ReturningHalf:
     `give_back` may be called from any thread, and from finalizers: it takes no lock, and does nothing after a fork.
     """
 
-    __slots__ = ("__weakref__", "_backlog", "_owner", "_taken", "_told")
+    __slots__ = ("__weakref__", "_backlog", "_is_ended", "_is_full", "_owner", "_taken", "_told", "on_full")
 
     def __init__(self, owner: _Socket) -> None:
         self._owner = owner
         self._backlog: deque[int] = deque()
         self._taken = 0
         self._told = 0
+        self._is_ended = False  # and the peer has not been told
+        self._is_full = False
+        self.on_full: Callable[[], None] | None = None
+        """Called when something could not be told: `flush` is due when the socket takes more."""
 
     def give_back(self, number: int) -> None:
         """The lease of that number is over."""
         self._backlog.append(number)
         self.flush()
 
-    def taken(self, count: int) -> bool:
-        """So many leases have been delivered up to now; says whether the peer has been told (else `flush` again)."""
+    def taken(self, count: int) -> None:
+        """So many leases have been delivered up to now."""
         self._taken = count
-        return self.flush()
+        self.flush()
 
     def end(self) -> None:
         """No more of the peer's leases will be mapped."""
+        self._is_ended = True
         self.flush()
-        self._send(_END, self._taken)
+
+    @property
+    def has_news(self) -> bool:
+        """There is something that the peer has not been told."""
+        return bool(self._backlog) or self._is_ended or self._told != self._taken
 
     def flush(self) -> bool:
         """Tells what could not be told yet; False: the socket is full again."""
+        is_told = self._flush()
+        was_full, self._is_full = self._is_full, not is_told
+        if self._is_full and not was_full and self.on_full is not None:
+            self.on_full()
+        return is_told
+
+    def _flush(self) -> bool:
         if self._told != (taken := self._taken):
             if not self._send(_TAKEN, taken):
                 return False
@@ -148,6 +173,10 @@ class ReturningHalf:
             if not self._send(_RETURNED, number):
                 self._backlog.appendleft(number)
                 return False
+        if self._is_ended:
+            if not self._send(_END, self._taken):
+                return False
+            self._is_ended = False
         return True
 
     def _send(self, kind: int, value: int) -> bool:
@@ -197,8 +226,11 @@ class Channel:
         """How many leases have been made."""
         self.leases: dict[int, Block] = {}
         """Those that are out, by number."""
+        self.peer_takes_no_more = False
+        """The peer will map none beyond those that it has taken."""
         self._owner = owner
-        self._arena = arena
+        self.arena = arena
+        """What is lent from; None: nothing is."""
         self._offered = False
 
     def fileno(self) -> int:
@@ -207,10 +239,10 @@ class Channel:
 
     def offer(self) -> bool:
         """Sees to it that the peer has our arena; False: not now."""
-        if not self._offered and self._arena is not None:
-            packet = _PACKET.pack(_ARENA, self._arena.size)
+        if not self._offered and self.arena is not None:
+            packet = _PACKET.pack(_ARENA, self.arena.size)
             try:
-                socket.send_fds(self._owner.sock, [packet], [self._arena.read_only], _FLAGS)
+                socket.send_fds(self._owner.sock, [packet], [self.arena.read_only], _FLAGS)
             except OSError:
                 return False
             self._offered = True
@@ -221,35 +253,57 @@ class Channel:
         self.leases[self.lent] = block
         self.lent += 1
 
-    def end(self) -> None:
-        """The link is over: nothing of the peer's arena will be mapped any more; what is mapped lives on."""
+    def take_no_more(self, taken: int) -> None:
+        """Beyond the first `taken` leases nothing of the peer's arena will be mapped; what is mapped lives on."""
+        if self.returning is not None:
+            self.returning.taken(taken)
+            self.returning.end()
+
+    def end(self) -> ReturningHalf | None:
+        """The link is over; gives what live leases are returned by."""
         if self.returning is not None:
             self.returning.end()
-            self.returning = None
+        returning, self.returning = self.returning, None
         self.peer_arena = None
+        return returning
 
     def receive_untrusted(self) -> bool:
         """Takes what has come, or a part of it; False: nothing more will come, and all leases are back.
 
-        Raises RemoteProtocolError.
+        Raises RemoteProtocolError, and CommBrokenError when the system gives no descriptor for the peer's arena.
         """
         for _ in range(_PACKETS_PER_TURN):
-            try:
-                packet, descriptors, flags = _receive(self._owner.sock, _PACKET.size)
-            except BlockingIOError:
-                return True
-            except OSError:
-                packet, descriptors, flags = b"", [], 0
-            try:
-                if not packet:
-                    self._take_back(list(self.leases))
-                    return False
-                if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC) or len(packet) != _PACKET.size:
-                    raise RemoteProtocolError(f"the peer sent {packet!r} where news of leases should be")
-                kind, value = _PACKET.unpack(packet)
-                self._on_packet_untrusted(kind, value, descriptors)
-            finally:
-                _close_all(descriptors)
+            is_open = self._take_packet_untrusted()
+            if is_open is not True:
+                return is_open is None
+        return True
+
+    def find_arena_untrusted(self) -> None:
+        """Takes what has come up to the peer's arena, which is sent before anything of it is lent."""
+        packets = 0
+        while self.peer_arena is None and packets < _MOST_PACKETS and self._take_packet_untrusted():
+            packets += 1
+
+    def _take_packet_untrusted(self) -> bool | None:
+        """Takes one packet; False: nothing more will come, and all leases are back. None: there is none yet."""
+        try:
+            packet, descriptors, flags = _receive(self._owner.sock, _PACKET.size)
+        except BlockingIOError:
+            return None
+        except OSError:
+            packet, descriptors, flags = b"", [], 0
+        try:
+            if not packet:
+                self._take_back(list(self.leases))
+                return False
+            if flags & socket.MSG_CTRUNC and not descriptors:
+                raise CommBrokenError("this process has no descriptor left for the arena that the peer lends from")
+            if flags & (socket.MSG_CTRUNC | socket.MSG_TRUNC) or len(packet) != _PACKET.size:
+                raise RemoteProtocolError(f"the peer sent {packet!r} where news of leases should be")
+            kind, value = _PACKET.unpack(packet)
+            self._on_packet_untrusted(kind, value, descriptors)
+        finally:
+            _close_all(descriptors)
         return True
 
     def _on_packet_untrusted(self, kind: int, value: int, descriptors: list[int]) -> None:
@@ -264,6 +318,7 @@ class Channel:
                 raise RemoteProtocolError(f"the peer says it took {value} of {self.lent} leases")
             self.taken = max(self.taken, value)  # finalizers of other threads may tell late what is known already
             if kind == _END:
+                self.peer_takes_no_more = True
                 self._take_back([number for number in self.leases if number >= value])
         elif kind == _ARENA and descriptors:
             size = native.memory_file_size_untrusted(descriptors[0])
@@ -275,10 +330,10 @@ class Channel:
             raise RemoteProtocolError(f"the peer sent news of leases of the unknown kind {kind}")
 
     def _take_back(self, numbers: list[int] | tuple[int, ...]) -> None:
-        assert self._arena is not None or not numbers
+        assert self.arena is not None or not numbers
         for number in numbers:
-            assert self._arena is not None
-            self._arena.release(self.leases.pop(number))
+            assert self.arena is not None
+            self.arena.release(self.leases.pop(number))
 
 
 def _receive(sock: socket.socket, size_bytes: int) -> tuple[bytes, list[int], int]:

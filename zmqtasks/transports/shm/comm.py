@@ -9,10 +9,12 @@ more of the arena than that, and one message.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import socket
 from collections import deque
 
-from zmqtasks.errors import CommClosedError, RemoteProtocolError
+from zmqtasks.errors import CommBrokenError, CommClosedError, RemoteProtocolError
 from zmqtasks.protocol.frames import KIB, MIB, Buffer, Frames, as_bytes_view, total_size
 from zmqtasks.transports.base import LinkSettings
 from zmqtasks.transports.shm import housekeeping, leases, patience
@@ -22,6 +24,8 @@ from zmqtasks.transports.shm.copying import Copy
 from zmqtasks.transports.shm.wire import ShmReader, pack_lent
 from zmqtasks.transports.stream import pack_message
 from zmqtasks.transports.stream_comm import StreamComm
+
+_log = logging.getLogger(__name__)
 
 LEND_BYTES = 512 * KIB
 """Frames from this size on are lent. A lease costs its news on the second socket and wakes the lender once more: where
@@ -38,6 +42,8 @@ class _Message:
     __slots__ = ("blocks", "copy", "frames", "index", "large", "lasting", "lent", "size", "waited")
 
     def __init__(self, frames: list[Buffer], lasting: bool) -> None:
+        for frame in frames:
+            as_bytes_view(frame)  # raises now what would end the link later
         self.frames = frames
         self.large = _large_of(frames)
         self.lasting = lasting
@@ -125,6 +131,16 @@ class ShmComm(StreamComm):
         """Copies a piece, and sends what is complete."""
         self._copying = False
         self._end_wait()
+        try:
+            self._send_complete()
+        except Exception as exc:  # half of a message may be out, and its blocks lent
+            error = CommClosedError(f"the link to {self.peer_address} was aborted: {exc!r}", by="local")
+            error.__cause__ = exc
+            self._end(error, hard=True)
+            return
+        self._look_at_queue()
+
+    def _send_complete(self) -> None:
         budget = _PIECE_BYTES
         while self._outgoing and self._unread_bytes < self._settings.high_water_bytes:
             message = self._outgoing[0]
@@ -134,13 +150,7 @@ class ShmComm(StreamComm):
                 if self._waiting is None:
                     self._loop.call_soon(self._advance)
                 return
-            try:
-                self._put_out_lent(message)
-            except Exception as exc:  # half of it may be out, and its blocks lent
-                error = CommClosedError(f"the link to {self.peer_address} was aborted: {exc!r}", by="local")
-                error.__cause__ = exc
-                self._end(error, hard=True)
-                return
+            self._put_out_lent(message)
             self._outgoing.popleft()  # last: up to here no other thread sends
             self._outgoing_bytes -= message.size
         if not self._outgoing and self._goodbye_due:
@@ -174,7 +184,15 @@ class ShmComm(StreamComm):
                     message.index += 1
                     continue
                 message.copy = Copy(arena, block, view)
-            copied = message.copy.advance(budget)
+            try:
+                copied = message.copy.advance(budget)
+            except OSError as exc:  # no memory for new pages: the bytes go through the socket
+                _log.debug("a frame of %d bytes could not be copied into the arena: %s", len(view), exc)
+                message.copy.stop()
+                arena.discard(message.copy.block)
+                message.copy = None
+                message.index += 1
+                continue
             budget -= copied
             if not message.copy.is_complete():
                 if copied:
@@ -216,11 +234,12 @@ class ShmComm(StreamComm):
         if message.lent:
             assert self._channel is not None
             assert self._arena is not None
-            for block in message.blocks:
-                self._channel.lend(block)
-            lent_bytes = sum(size_bytes for _, size_bytes in message.lent.values())
-            self._unread.append((self._channel.lent, lent_bytes))
-            self._unread_bytes += lent_bytes
+            while message.blocks:  # each is the message's or the channel's: both let go of what they have
+                self._channel.lend(message.blocks.pop(0))
+            if not self._channel.peer_takes_no_more:
+                lent_bytes = sum(size_bytes for _, size_bytes in message.lent.values())
+                self._unread.append((self._channel.lent, lent_bytes))
+                self._unread_bytes += lent_bytes
             housekeeping.look_after(self._arena)
         self._put_out(pieces, size)
 
@@ -235,9 +254,11 @@ class ShmComm(StreamComm):
         return 0 if self._dropped else super().queued_bytes + self._outgoing_bytes + self._unread_bytes
 
     async def drain(self) -> None:
-        if self._ended is not None:
-            raise self._ended.with_traceback(None)
-        while self._write_paused or self._held_back:
+        while True:
+            if self._ended is not None:
+                raise self._ended.with_traceback(None)
+            if not self._write_paused and not self._held_back:
+                return
             await self._wait_drained()
 
     def resume_writing(self) -> None:
@@ -259,6 +280,8 @@ class ShmComm(StreamComm):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
         assert self._channel is not None
+        assert self._channel.returning is not None
+        self._channel.returning.on_full = self._tell_later
         self._loop.add_reader(self._channel.fileno(), self._on_news)
 
     def _on_news(self) -> None:
@@ -268,12 +291,14 @@ class ShmComm(StreamComm):
         try:
             if not channel.receive_untrusted():
                 self._loop.remove_reader(channel.fileno())  # the stream tells what became of the peer
-        except RemoteProtocolError as exc:
+        except (RemoteProtocolError, CommBrokenError) as exc:
             self._loop.remove_reader(channel.fileno())
             self._end(exc, hard=True)
             return
-        while self._unread and self._unread[0][0] <= channel.taken:
+        while self._unread and (channel.peer_takes_no_more or self._unread[0][0] <= channel.taken):
             self._unread_bytes -= self._unread.popleft()[1]
+        if self._arena is not None:
+            housekeeping.look_after(self._arena)  # what has come back is idle now
         if self._waiting is not None:
             assert self._arena is not None
             if not self._arena.may_return(self._waiting_bytes):
@@ -284,8 +309,8 @@ class ShmComm(StreamComm):
 
     def _borrow_untrusted(self, offset: int, size_bytes: int) -> memoryview:
         channel = self._channel
-        if channel is not None and channel.peer_arena is None:
-            channel.receive_untrusted()  # it was sent before, on the other socket
+        if channel is not None:
+            channel.find_arena_untrusted()
         if channel is None or channel.peer_arena is None or channel.returning is None:
             raise RemoteProtocolError("the peer lent memory of an arena that it has not offered")
         number = self._borrowed
@@ -297,17 +322,32 @@ class ShmComm(StreamComm):
         super()._hand_over(frames)
         if self._borrowed != self._told and self._channel is not None and self._channel.returning is not None:
             self._told = self._borrowed
-            if not self._channel.returning.taken(self._told):
-                self._loop.add_writer(self._channel.fileno(), self._tell_on)
+            self._channel.returning.taken(self._told)
+
+    def _tell_later(self) -> None:
+        """The channel is full of news of leases; called by any thread, and from finalizers."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._tell_when_writable)
+
+    def _tell_when_writable(self) -> None:
+        if self._channel is not None:
+            self._loop.add_writer(self._channel.fileno(), self._tell_on)
 
     def _tell_on(self) -> None:
         channel = self._channel
-        if channel is not None and (channel.returning is None or channel.returning.flush()):
+        if channel is None:
+            return
+        returning = channel.returning
+        if returning is None or (returning.flush() and not returning.has_news):  # threads may have more meanwhile
             self._loop.remove_writer(channel.fileno())
 
     # -- ending
 
     def _say_goodbye(self) -> None:
+        if not self._discarding and self._channel is not None:
+            self._channel.take_no_more(
+                self._borrowed
+            )  # else a peer that closes too would wait until its last messages are read
         if not self._outgoing:
             super()._say_goodbye()
             return
@@ -350,7 +390,5 @@ class ShmComm(StreamComm):
         if channel is not None:
             self._loop.remove_reader(channel.fileno())
             self._loop.remove_writer(channel.fileno())
-            channel.end()
-            if channel.leases:
-                housekeeping.adopt(channel)
+            housekeeping.adopt(channel)
         super().connection_lost(exc)

@@ -93,7 +93,10 @@ def _copy_untrusted(
         ) from exc
     read = 0
     while read < size_bytes:
-        got = os.preadv(arena.descriptor, [memory[read:]], offset + read)
+        try:
+            got = os.preadv(arena.descriptor, [memory[read:]], offset + read)
+        except OSError as exc:
+            raise RemoteProtocolError(f"the peer's arena cannot be read: {exc}") from exc
         if not got:
             raise RemoteProtocolError("the peer's arena ended before its size")
         read += got

@@ -72,11 +72,14 @@ def memory_file_size_untrusted(descriptor: int) -> int:
     """The size of a memory file that cannot shrink, so that reading it never ends in SIGBUS; else RemoteProtocolError."""
     try:
         seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
+        access = fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE
         status = os.fstat(descriptor)
     except OSError as exc:
         raise RemoteProtocolError(f"the peer offered a file that is no memory file as its arena: {exc}") from None
     if not stat.S_ISREG(status.st_mode) or _file_system(descriptor) != _TMPFS_MAGIC:
         raise RemoteProtocolError("the peer offered a file as its arena that does not lie in ordinary memory")
+    if access == os.O_WRONLY:
+        raise RemoteProtocolError("the peer offered an arena that cannot be read")
     if not seals & fcntl.F_SEAL_SHRINK:
         raise RemoteProtocolError("the peer offered an arena that it could shrink under its readers: it is not sealed")
     return status.st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import threading
@@ -13,6 +14,7 @@ from zmqtasks.transports.shm.arena import Arena
 _log = logging.getLogger(__name__)
 
 _MEMORY_SHARE = 4
+_PASSING = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _SMALLEST_LIMIT_BYTES = 64 * MIB
 
 
@@ -42,6 +44,7 @@ def process_arena() -> Arena | None:
             try:
                 _arena = Arena(limit, max(4 * limit, 4 * GIB))
             except OSError as exc:
+                _tried = exc.errno not in _PASSING  # then the next link tries again
                 _log.warning("no shared memory for large messages, which go through the socket instead: %s", exc)
         return _arena
 

@@ -346,6 +346,8 @@ class ZmqComm(LoopComm):
                 self._hand_over(frames)
         except RemoteProtocolError as exc:
             self._end(exc, hard=True)
+        except Exception as exc:  # no memory, or what else the system refuses: what came by half is lost
+            self._break(f"what came could not be taken: {exc!r}", exc)
         finally:
             reader.keep_rest()
 

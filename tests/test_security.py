@@ -180,7 +180,7 @@ def test_links_of_nodes_are_encrypted_as_their_security_says():
     assert link_settings(Config(encryption="off"), Security(key, "on")).encryption.same_host
 
 
-def test_what_cannot_be_encrypted_does_not_leave_the_host_unasked():
+def test_what_leaves_the_host_and_cannot_be_encrypted_is_refused_until_that_is_asked_for():
     class Postcard:
         """Stands for transports of others, and those whose library cannot encrypt."""
 
@@ -191,10 +191,11 @@ def test_what_cannot_be_encrypted_does_not_leave_the_host_unasked():
     for address, mode, refused in (
         ("postcard://192.0.2.1:1", "auto", True),
         ("postcard://0.0.0.0:0", "auto", True),
-        ("postcard://127.0.0.1:1", "auto", False),
-        ("postcard://[::1]:1", "auto", False),
+        ("postcard://127.0.0.1:1", "auto", True),
+        ("postcard://[::1]:1", "auto", True),
         ("postcard://127.0.0.1:1", "on", True),
         ("postcard://192.0.2.1:1", "off", False),
+        ("postcard://127.0.0.1:1", "off", False),
     ):
         if refused:
             with pytest.raises(SecurityError, match=r"postcard does not encrypt.*--encryption off"):

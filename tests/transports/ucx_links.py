@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import struct
 
 import pytest
@@ -74,6 +75,22 @@ class TestLarge(ConformanceBase):
                 assert there.messages[2] == [b"after"]
 
         assert library.active_transports() == set(os.environ["EXPECTED_TRANSPORTS"].split(","))
+        self.run(test())
+
+    def test_large_frames_go_by_tcp_when_descriptors_are_short(self) -> None:
+        async def test() -> None:
+            usual = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (descriptors() + 40, usual[1]))
+            try:
+                async with self.link() as (ours, theirs):
+                    there = await introduced(ours, theirs)
+                    large = os.urandom(2 * MIB)
+                    ours.send([large])
+                    await there.wait_messages(2)
+                    assert there.messages[1] == [large]
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, usual)
+
         self.run(test())
 
     def lie(self, *lies: bytes) -> Exception:

@@ -25,12 +25,10 @@ from zmqtasks.protocol.handshake import NONCE_BYTES, ConnectorHandshake, LinkReq
 from zmqtasks.protocol.ops import DataIntroduction
 from zmqtasks.security import Security
 from zmqtasks.transports import registry
-from zmqtasks.transports.address import LOOPBACK, parse_host_port, split_scheme
+from zmqtasks.transports.address import split_scheme
 from zmqtasks.transports.base import Comm, LinkSettings, Transport
 
 _log = logging.getLogger(__name__)
-
-_LOOPBACK = (LOOPBACK, "::1", "localhost")
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +186,16 @@ def link_settings(config: Config, security: Security) -> LinkSettings:
 def link_settings_at(address: str, transport: Transport, config: Config, security: Security) -> LinkSettings:
     """`link_settings` for one address; raises SecurityError when links there would have to be encrypted, and cannot be.
 
-    That `unix` and its like never leave the host, and that loopback addresses do not, is taken from what they are.
+    That `unix` and its like never leave the host is taken from what they are. Of a transport that leaves it and does not
+    encrypt, no address is safe: UCX listens by itself, at all of them, whatever the address of the link is.
     """
     settings = link_settings(config, security)
     able = transport.capabilities
     if able.crosses_hosts and not able.encrypts and settings.encryption.secret is not None:
-        host = parse_host_port(address, default_port=0).host if able.uses_ip else ""
-        if host not in _LOOPBACK or settings.encryption.same_host:
-            raise SecurityError(
-                f"{address}: {transport.scheme} does not encrypt: use tcp, or --encryption off if the network is trusted"
-            )
+        raise SecurityError(
+            f"{address}: {transport.scheme} does not encrypt: use tcp, or, if everybody who reaches this host is trusted, "
+            f"--encryption off (ZMQTASKS_ENCRYPTION=off)"
+        )
     return settings
 
 

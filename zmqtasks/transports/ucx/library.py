@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import re
+import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -41,6 +43,9 @@ is no hang."""
 _LOOK_FOR_ENDS_S = 1.0
 """Likewise while nobody uses it, for connections that the peer has ended."""
 
+_SPARE_DESCRIPTORS = 64
+"""What must be left when UCX is begun with: it takes 6 to 10, and one for each connection."""
+
 _OURS = ("UCX_", "UCXPY_", "RAPIDS_")
 _RESOURCE = re.compile(r"^#.*resource.*md.*dev.*flags.*$", re.MULTILINE)
 _KINDS = {"sm": ("posix", "sysv", "cma", "xpmem", "knem"), "shm": ("posix", "sysv", "cma", "xpmem", "knem")}
@@ -48,7 +53,8 @@ _KINDS = {"sm": ("posix", "sysv", "cma", "xpmem", "knem"), "shm": ("posix", "sys
 _Request = tuple[Any, memoryview, Callable[[Exception | None], None], Any]
 """What UCX is at, the memory it must not lose, who wants to know, and the endpoint that sends."""
 
-_lock = threading.Lock()
+_lock = threading.RLock()
+"""Held while the environment is ours, and around `_workers`: loops of several threads may come at the same time."""
 _context: Any = None
 _workers: dict[asyncio.AbstractEventLoop, UcxWorker] = {}
 
@@ -107,14 +113,26 @@ def _tell_transports(active: set[str]) -> None:
 
 
 def take_worker(loop: asyncio.AbstractEventLoop) -> UcxWorker:
-    """The worker of `loop`, shared by its comms; each gives it back by `release`."""
-    for other in [other for other in _workers if other.is_closed()]:
-        del _workers[other]
-    worker = _workers.get(loop)
-    if worker is None:
-        worker = _workers[loop] = UcxWorker(loop)
-    worker.take()
-    return worker
+    """The worker of `loop`, shared by its comms; each gives it back by `release`.
+
+    Raises OSError when the process is about to have no descriptors left, ucxx' errors when UCX makes no worker.
+    """
+    with _lock:
+        for other in [other for other in _workers if other.is_closed()]:
+            del _workers[other]
+        worker = _workers.get(loop)
+        if worker is None:
+            _check_descriptors()
+            worker = _workers[loop] = UcxWorker(loop)
+        worker.take()
+        return worker
+
+
+def _check_descriptors() -> None:
+    """UCX (1.21) that cannot accept a connection closes its listener, and logs of that without end, in a thread that spins."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and len(os.listdir("/proc/self/fd")) + _SPARE_DESCRIPTORS > most:
+        raise OSError(errno.EMFILE, f"fewer than {_SPARE_DESCRIPTORS} of {most} descriptors are left (ulimit -n)")
 
 
 class UcxWorker:
@@ -127,7 +145,7 @@ class UcxWorker:
         self._loop = loop
         self._lib = libucxx
         self._array = arr.Array
-        with environment():
+        with _lock, environment():
             self._worker = libucxx.UCXWorker(load(), enable_delayed_submission=False, enable_python_future=False)
         self._worker.init_blocking_progress_mode()
         self._descriptor: int = self._worker.epoll_file_descriptor
@@ -205,11 +223,13 @@ class UcxWorker:
             return
         self._loop.remove_reader(self._descriptor)
         self._ended = True
-        del _workers[self._loop]
-        # Destroying it cancels what is left; the buffers must outlive that.
-        requests, self._requests = self._requests, []
+        with _lock:
+            _workers.pop(self._loop, None)
+        # Destroying it and them cancels what is left; the buffers must outlive that.
+        memories = [entry[1] for entry in self._requests]
         self._worker = None
-        del requests
+        self._requests.clear()
+        memories.clear()
 
     def _schedule(self) -> None:
         if not self._scheduled:

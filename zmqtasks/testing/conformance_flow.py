@@ -8,7 +8,7 @@ import signal
 
 import pytest
 
-from zmqtasks.errors import CommClosedError, LimitExceededError
+from zmqtasks.errors import CommClosedError, CommError, LimitExceededError
 from zmqtasks.protocol.frames import DATA_LIMITS, HELLO_LIMITS, KIB, MIB
 from zmqtasks.testing.comms import DEADLINE_S, Recorder, memory_bytes, wait_until
 from zmqtasks.testing.conformance_base import OPEN, ConformanceBase
@@ -157,6 +157,10 @@ class FlowTests(ConformanceBase):
                 theirs.set_limits(HELLO_LIMITS)
                 ours.send([b""] * (HELLO_LIMITS.frames + 1))
                 assert isinstance(await there.wait_end(), LimitExceededError)
+                with pytest.raises(CommError):  # who sends only is told what every broken link tells
+                    theirs.send([b"too late"])
+                with pytest.raises(CommError):
+                    await theirs.drain()
 
         self.run(test())
 

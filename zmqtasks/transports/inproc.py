@@ -67,7 +67,7 @@ class InprocComm(LoopComm):
 
     def send(self, frames: Frames) -> None:
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
         if not frames:
             raise LocalProtocolError("a message has at least one frame (which may be empty)")
         views = [as_bytes_view(frame) for frame in frames]
@@ -76,7 +76,7 @@ class InprocComm(LoopComm):
         self._bytes_sent += size
         self._put((views, size))
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
         if not self._congested and self.queued_bytes > self._settings.high_water_bytes:
             self._congested = True
 
@@ -88,7 +88,7 @@ class InprocComm(LoopComm):
             else:
                 await self._wait_drained()
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
 
     @property
     def queued_bytes(self) -> int:

@@ -7,7 +7,7 @@ import logging
 from abc import abstractmethod
 from collections.abc import Callable
 
-from zmqtasks.errors import CommClosedError
+from zmqtasks.errors import CommBrokenError, CommClosedError, CommError
 from zmqtasks.transports.base import Comm, CommHandler, CommStatistics, LinkSettings
 from zmqtasks.transports.memory import allocate_aligned
 
@@ -97,7 +97,16 @@ class LoopComm(Comm):
     def _mark_ended(self, error: Exception) -> None:
         self._ended = error
         self._delivering = False
-        self._wake_drainers(error)
+        self._wake_drainers(self._sending_error())
+
+    def _sending_error(self) -> CommError:
+        """What senders are told of the end: who only sends need not know of the faults that end what comes in."""
+        error = self._ended
+        if isinstance(error, CommError):
+            return error.with_traceback(None)
+        broken = CommBrokenError(f"the link to {self.peer_address} broke: {error}")
+        broken.__cause__ = error
+        return broken
 
     def _tell_end_soon(self) -> None:
         # When the loop is closed there is nobody to tell, and what the comm holds is freed all the same.

@@ -75,7 +75,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
 
     def send(self, frames: Frames) -> None:
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
         self._send_packed(*pack_message(frames))
 
     def _send_packed(self, pieces: list[bytes | memoryview], size: int) -> None:
@@ -129,7 +129,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
         pieces, size = pack_message(frames)
         with self._direct_lock:
             if self._ended is not None:
-                raise self._ended.with_traceback(None)
+                raise self._sending_error()
             self._messages_sent += 1
             self._bytes_sent += size
             data = b"".join(pieces)
@@ -153,7 +153,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
 
     async def drain(self) -> None:
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
         if self._write_paused:
             await self._wait_drained()
 

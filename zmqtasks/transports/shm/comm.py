@@ -105,7 +105,7 @@ class ShmComm(StreamComm):
 
     def _send(self, frames: Frames, *, lasting: bool) -> None:
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
         if not self._outgoing or not frames:
             pieces, size = pack_message(frames)
             if self._arena is None or size < LEND_BYTES or not _large_of(frames):  # small ones are not looked at singly
@@ -256,7 +256,7 @@ class ShmComm(StreamComm):
     async def drain(self) -> None:
         while True:
             if self._ended is not None:
-                raise self._ended.with_traceback(None)
+                raise self._sending_error()
             if not self._write_paused and not self._held_back:
                 return
             await self._wait_drained()

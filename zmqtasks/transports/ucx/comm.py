@@ -92,7 +92,7 @@ class UcxComm(TcpComm):
 
     def send(self, frames: Frames) -> None:
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
         packed, size = pack_message(frames)
         if size >= LARGE_BYTES and self._worker is not None and self._reader.offer is not None:
             large = large_of(frames)
@@ -164,7 +164,7 @@ class UcxComm(TcpComm):
 
     async def drain(self) -> None:
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
         while self._write_paused or self._large_paused:
             await self._wait_drained()
 

@@ -106,7 +106,7 @@ class ZmqComm(LoopComm):
 
     def send(self, frames: Frames) -> None:
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
         pieces, size = pack_message(frames)
         self._messages_sent += 1
         self._bytes_sent += size
@@ -115,7 +115,7 @@ class ZmqComm(LoopComm):
         else:
             self._enqueue(pieces, size)
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
 
     def _enqueue(self, pieces: list[bytes | memoryview], size: int) -> None:
         self._queue.extend(pieces)
@@ -128,7 +128,7 @@ class ZmqComm(LoopComm):
         while self._ended is None and self._congested:
             await self._wait_drained()
         if self._ended is not None:
-            raise self._ended.with_traceback(None)
+            raise self._sending_error()
 
     @property
     def queued_bytes(self) -> int:

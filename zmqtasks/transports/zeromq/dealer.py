@@ -142,7 +142,7 @@ class DealerComm(ZmqComm):
         sock = self._socket
         with sock.lock:
             if self._ended is not None:
-                raise self._ended.with_traceback(None)
+                raise self._sending_error()
             self._messages_sent += 1
             self._bytes_sent += size
             cost = units(size)

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.links import run
-from zmqtasks.errors import PeerIdentityError
+from tests.recording_proxy import recording_proxy
+from zmqtasks.errors import CommBrokenError, PeerIdentityError
 from zmqtasks.protocol.frames import MIB
 from zmqtasks.testing.comms import Recorder, memory_bytes, open_descriptors, wait_until
 from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, end
@@ -129,6 +130,62 @@ def test_no_session_is_resumed() -> None:
         assert stream._tls.version() == "TLSv1.3"
         assert not stream._tls.session_reused
         assert not stream._tls.session.has_ticket
+        for comm in (ours, *comms):
+            await end(comm)
+        await listener.close()
+
+    run(test())
+
+
+@pytest.mark.parametrize("size", [10, MIB])
+def test_an_answer_to_the_last_message_before_a_changed_record(size: int, caplog: pytest.LogCaptureFixture) -> None:
+    """Both come in one piece: the handler answers over a link that is broken already."""
+    junk = b"\x17\x03\x03\x00\x40" + bytes(64)
+
+    async def test() -> None:
+        there: list[Recorder] = []
+
+        def accept(comm: Comm) -> None:
+            there.append(Recorder(comm, lambda message: comm.send([bytes(size)])))
+
+        listener = await listen("tcp://127.0.0.1:0", accept, SETTINGS)
+        where = parse_host_port(listener.address)
+        async with recording_proxy(where.host, where.port) as proxy:
+            ours = await connect(f"tcp://127.0.0.1:{proxy.port}", SETTINGS)
+            here = Recorder(ours)
+            ours.send([b"untouched"])
+            await here.wait_messages(1)
+            proxy.change = lambda data: data + junk
+            ours.send([b"the last"])
+            error = await there[0].wait_end()
+            assert there[0].contents() == [[b"untouched"], [b"the last"]]
+            assert isinstance(error, CommBrokenError)
+            assert "bad record mac" in str(error)
+            assert isinstance(await here.wait_end(), CommBrokenError)
+            await end(ours)
+        await listener.close()
+
+    run(test())
+    assert "failed" not in caplog.text
+
+
+@pytest.mark.parametrize("size", [10, MIB])
+def test_a_link_that_cannot_encrypt_any_more_is_broken(size: int) -> None:
+    """Not an error of OpenSSL out of `send`."""
+
+    async def test() -> None:
+        comms: list[Comm] = []
+        listener = await listen("tcp://127.0.0.1:0", comms.append, SETTINGS)
+        ours = await connect(listener.address, SETTINGS)
+        await wait_until(lambda: bool(comms), "the listener's side")
+        here, there = Recorder(ours), Recorder(comms[0])
+        with contextlib.suppress(ssl.SSLWantReadError):
+            ours._transport._tls.unwrap()  # type: ignore[attr-defined]
+        ours.send([bytes(size)])
+        error = await here.wait_end()
+        assert isinstance(error, CommBrokenError)
+        assert "protocol is shutdown" in str(error)
+        await there.wait_end()
         for comm in (ours, *comms):
             await end(comm)
         await listener.close()

@@ -241,20 +241,20 @@ class TlsStream(asyncio.BufferedProtocol, asyncio.Transport):
                 error = None
             except ssl.SSLError as exc:
                 error = exc
+            if error is not None:
+                self._break(error)  # first: the handler of what came before it may answer, over a link that is no more
+            elif not filled and not closed:
+                break  # part of a record
             if filled:
                 protocol.buffer_updated(filled)
-            elif error is None and not closed:
-                break  # part of a record
-            if error is not None:
-                self._break(error)
-            elif closed:
+            if closed:
                 self.eof_received()
                 break
         if self._outgoing.pending and not self._over:  # an alert, or the answer to a change of keys
             self._write_outgoing()
 
     def _break(self, error: ssl.SSLError) -> None:
-        """What came was changed on the way, or an alert: the link cannot be trusted any more."""
+        """What came was changed on the way, or an alert, or OpenSSL failed: the link cannot be trusted any more."""
         self._error = _explained(error)
         if not self.get_write_buffer_size():
             with contextlib.suppress(OSError):
@@ -312,7 +312,8 @@ class TlsStream(asyncio.BufferedProtocol, asyncio.Transport):
 
     def write_now(self, data: bytes) -> None:
         """Like `write`, past the loop, for a small message when nothing waits."""
-        self._tls.write(data)
+        if self._over or not self._encrypt(data):
+            return
         ciphertext = self._outgoing.read()
         try:
             sent = self._sock.send(ciphertext)
@@ -339,11 +340,21 @@ class TlsStream(asyncio.BufferedProtocol, asyncio.Transport):
                 piece = piece[:_PIECE_BYTES]
             left -= piece.nbytes
             self._queued_bytes -= piece.nbytes
-            self._tls.write(piece)
+            if not self._encrypt(piece):
+                return
             self._write_outgoing()
         if not queue:
             self._all_encrypted()
         self._check_marks()
+
+    def _encrypt(self, data: bytes | memoryview) -> bool:
+        """False: OpenSSL gave up, and the link is broken."""
+        try:
+            self._tls.write(data)
+        except ssl.SSLError as exc:
+            self._break(exc)
+            return False
+        return True
 
     def _all_encrypted(self) -> None:
         assert self._lower is not None

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,9 @@ from zmqtasks.errors import ConfigError, SecurityError
 from zmqtasks.nodes.links import link_settings, link_settings_at
 from zmqtasks.security import ClusterKey, Security, create_key, default_key_path, load_key, new_key, wait_for_key
 from zmqtasks.transports import PLAIN, Encryption, get_transport
+
+WAY_OUT = r"--key-file.*ZMQTASKS_KEY_FILE"
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as another user")
 
 
 def test_created_key_is_loaded_again_and_protected(tmp_path: Path) -> None:
@@ -50,8 +55,18 @@ def test_key_open_to_others_is_refused_with_the_command_that_helps(tmp_path: Pat
     create_key(path)
     path.chmod(mode)
     for attempt in (load_key, create_key):
-        with pytest.raises(SecurityError, match=f"mode 0{mode:o}.*chmod 600 '{path}'"):
+        with pytest.raises(SecurityError, match=f"mode 0{mode:o}.*chmod 600 {path}$"):
             attempt(path)
+
+
+def test_the_command_that_helps_is_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "it's mine"
+    create_key(path)
+    path.chmod(0o644)
+    with pytest.raises(SecurityError) as caught:
+        load_key(path)
+    subprocess.run(str(caught.value).partition("run ")[2], shell=True, check=True)
+    load_key(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"abc", b"00" * 32, b"zz" * 32, b"\xff" * 64, b"ab" * 33])
@@ -68,10 +83,56 @@ def test_file_without_a_key_is_refused_and_kept(tmp_path: Path, content: bytes) 
 def test_missing_key_and_folder_in_place_of_a_key(tmp_path: Path) -> None:
     with pytest.raises(SecurityError, match=r"no cluster key at .*cluster\.key: a scheduler makes one"):
         load_key(tmp_path / "cluster.key")
-    with pytest.raises(SecurityError, match="not a regular file"):
+    with pytest.raises(SecurityError, match=f"not a regular file.*{WAY_OUT}"):
         load_key(tmp_path)
-    with pytest.raises(SecurityError, match="cannot be written"):
+    with pytest.raises(SecurityError, match=f"cannot be written.*{WAY_OUT}"):
         create_key("/proc/nowhere/cluster.key")
+
+
+def test_every_use_of_a_file_that_cannot_be_opened_names_it_and_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 300)
+    for attempt in (load_key, create_key, new_key, lambda path: wait_for_key(path, 20)):
+        with pytest.raises(SecurityError, match=f"{path} cannot be (read|written): File name too long.*{WAY_OUT}"):
+            attempt(path)
+
+
+@needs_root
+def test_every_use_of_a_file_in_a_folder_of_another_user_names_it_and_the_way_out(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    create_key(path)
+    tmp_path.chmod(0o700)
+    program = (
+        "import os, sys; from zmqtasks.errors import SecurityError; from zmqtasks.security import *\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "for attempt in (load_key, create_key, new_key, lambda path: wait_for_key(path, 20)):\n"
+        "    try: attempt(sys.argv[1])\n"
+        "    except SecurityError as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    read = f"the cluster key {path} cannot be read: Permission denied; use another file"
+    told = [line.partition(" (--key-file of nodes, or ZMQTASKS_KEY_FILE)")[0] for line in done.stdout.splitlines()]
+    assert told == [read, read, read.replace("read:", "written:"), read]
+
+
+def test_a_link_to_nothing_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.key"
+    path.symlink_to("moved.key")
+    for attempt in (load_key, create_key, new_key, lambda path: wait_for_key(path, 0.01)):
+        with pytest.raises(SecurityError, match=f"{path} is a link to {tmp_path}/moved.key, where no file is"):
+            attempt(path)
+    assert [file.name for file in tmp_path.iterdir()] == ["cluster.key"]
+
+
+def test_what_a_link_names_is_waited_for(tmp_path: Path) -> None:
+    path, target = tmp_path / "cluster.key", tmp_path / "moved.key"
+    path.symlink_to(target)
+    made: list[ClusterKey] = []
+    maker = threading.Timer(0.05, lambda: made.append(create_key(target)))
+    maker.start()
+    key = wait_for_key(path, 10)
+    maker.join()
+    assert made == [key]
 
 
 def test_waiting_for_a_key(tmp_path: Path) -> None:
@@ -122,6 +183,26 @@ def test_default_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert default_key_path() == tmp_path / "zmqtasks" / "cluster.key"
     monkeypatch.setenv("XDG_CONFIG_HOME", "relative")
     assert default_key_path() == Path.home() / ".config" / "zmqtasks" / "cluster.key"
+    monkeypatch.setenv("ZMQTASKS_KEY_FILE", "~/mine")
+    assert default_key_path() == Path.home() / "mine"
+
+
+def test_a_home_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ZMQTASKS_KEY_FILE", "~no-such-user/mine")
+    with pytest.raises(SecurityError, match=f"~no-such-user/mine cannot be found.*{WAY_OUT}"):
+        default_key_path()
+
+
+@needs_root
+def test_a_user_without_a_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("HOME", "XDG_CONFIG_HOME", "ZMQTASKS_KEY_FILE"):
+        monkeypatch.delenv(variable, raising=False)
+    os.setreuid(12345, -1)
+    try:
+        with pytest.raises(SecurityError, match=f"~/.config/zmqtasks/cluster.key cannot be found.*{WAY_OUT}"):
+            default_key_path()
+    finally:
+        os.setreuid(0, -1)
 
 
 def test_no_key_is_for_links_inside_one_process_only() -> None:
@@ -132,7 +213,7 @@ def test_no_key_is_for_links_inside_one_process_only() -> None:
     assert inside == Security(ClusterKey.generate()).link_identity("inproc://a", False)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+@needs_root
 def test_key_of_another_user_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cluster.key"
     create_key(path)
@@ -145,9 +226,11 @@ def test_new_key_never_overwrites(tmp_path):
     path = tmp_path / "cluster.key"
     key = new_key(path)
     assert load_key(path) == key
-    with pytest.raises(SecurityError, match="exists"):
+    with pytest.raises(SecurityError, match="exists, and nodes may use the key in it"):
         new_key(path)
     assert load_key(path) == key
+    with pytest.raises(SecurityError, match=f"is not a regular file.*{WAY_OUT}"):
+        new_key(tmp_path)
 
 
 def test_who_encrypts():

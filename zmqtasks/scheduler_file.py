@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import stat
 import time
 from dataclasses import asdict, dataclass, field
@@ -14,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from zmqtasks.errors import ConfigError, SecurityError
+from zmqtasks.security import ClusterKey, expand_user
 
 __all__ = [
     "SchedulerFile",
+    "find_scheduler_file",
     "read_scheduler_file",
     "remove_scheduler_file",
     "wait_scheduler_file",
@@ -24,6 +27,7 @@ __all__ = [
 ]
 
 POLL_S = 0.05
+_USE_ANOTHER = "use another file (--scheduler-file)"
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,7 @@ def write_scheduler_file(path: str | os.PathLike[str], content: SchedulerFile) -
     Raises:
         ConfigError: the directory cannot be written to.
     """
-    target = Path(path).expanduser()
+    target = expand_user(path)
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -63,7 +67,9 @@ def write_scheduler_file(path: str | os.PathLike[str], content: SchedulerFile) -
             draft.unlink(missing_ok=True)
             raise
     except OSError as exc:
-        raise ConfigError(f"the scheduler file {str(target)!r} cannot be written: {exc.strerror or exc}") from exc
+        raise ConfigError(
+            f"the scheduler file {str(target)!r} cannot be written: {exc.strerror or exc}; {_USE_ANOTHER}"
+        ) from exc
 
 
 def read_scheduler_file(path: str | os.PathLike[str]) -> SchedulerFile:
@@ -71,39 +77,54 @@ def read_scheduler_file(path: str | os.PathLike[str]) -> SchedulerFile:
 
     Raises:
         ConfigError: there is no such file, or it is no scheduler file.
-        SecurityError: others than its owner may read it.
+        SecurityError: others than its owner may read it, or the key in it is none.
     """
-    target = Path(path).expanduser()
+    content = find_scheduler_file(path)
+    if content is None:
+        target = expand_user(path)
+        raise ConfigError(
+            f"there is no scheduler file {str(target)!r}: "
+            f"start a scheduler with --scheduler-file {shlex.quote(str(target))}"
+        )
+    return content
+
+
+def find_scheduler_file(path: str | os.PathLike[str]) -> SchedulerFile | None:
+    """Like `read_scheduler_file`, but None where there is no file (yet)."""
+    target = expand_user(path)
     try:
         with target.open(encoding="utf-8") as stream:
             mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
             if mode & 0o077:
                 raise SecurityError(
-                    f"the scheduler file {str(target)!r} is secret and is open to others ({mode:04o}): chmod 600 {target}"
+                    f"the scheduler file {str(target)!r} is secret and is open to others ({mode:04o}): "
+                    f"chmod 600 {shlex.quote(str(target))}"
                 )
             content = json.load(stream)
     except FileNotFoundError:
+        return None
+    except OSError as exc:
         raise ConfigError(
-            f"there is no scheduler file {str(target)!r}: start a scheduler with --scheduler-file {target}"
-        ) from None
-    except (OSError, ValueError) as exc:
-        raise ConfigError(f"the scheduler file {str(target)!r} cannot be read: {exc}") from exc
+            f"the scheduler file {str(target)!r} cannot be read: {exc.strerror or exc}; {_USE_ANOTHER}"
+        ) from exc
+    except ValueError as exc:
+        raise ConfigError(f"{str(target)!r} is not a scheduler file: {exc}") from exc
     return _parse(target, content)
 
 
 def wait_scheduler_file(path: str | os.PathLike[str], timeout_s: float) -> SchedulerFile:
     """Like `read_scheduler_file`, but gives the scheduler `timeout_s` to write the file."""
     deadline = time.monotonic() + timeout_s
-    while not Path(path).expanduser().exists() and time.monotonic() < deadline:
+    while (content := find_scheduler_file(path)) is None and time.monotonic() < deadline:
         time.sleep(POLL_S)
-    return read_scheduler_file(path)
+    return content or read_scheduler_file(path)
 
 
 def remove_scheduler_file(path: str | os.PathLike[str], *, pid: int) -> None:
     """Removes the file if process `pid` wrote it: a scheduler that was started since keeps its own."""
     try:
         if read_scheduler_file(path).pid == pid:
-            Path(path).expanduser().unlink()
+            expand_user(path).unlink()
     except (ConfigError, SecurityError, OSError):
         pass
 
@@ -124,4 +145,13 @@ def _parse(path: Path, content: Any) -> SchedulerFile:
     for name, value in known.items():
         if not isinstance(value, types[name]):
             raise ConfigError(f"{str(path)!r} is not a scheduler file: {name} is {value!r}")
-    return SchedulerFile(**known)
+    found = SchedulerFile(**known)
+    if found.key:
+        try:
+            ClusterKey.from_hex(found.key)
+        except SecurityError as exc:
+            raise SecurityError(
+                f"the scheduler file {str(path)!r} was changed since it was written: {exc}; "
+                f"copy it again, or start the scheduler anew"
+            ) from exc
+    return found

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import shlex
 import stat
 import tempfile
 import time
@@ -28,6 +29,8 @@ __all__ = [
     "Security",
     "create_key",
     "default_key_path",
+    "expand_user",
+    "find_key",
     "load_key",
     "new_key",
     "wait_for_key",
@@ -42,6 +45,7 @@ _LINK_KEY_LABEL = b"zmqtasks link authentication v1"
 _ENCRYPTION_LABEL = b"zmqtasks link encryption v1"
 _POLL_S = 0.05
 _FILE_LIMIT_BYTES = 4096
+_USE_ANOTHER = f"use another file (--key-file of nodes, or {KEY_FILE_VARIABLE})"
 
 
 class ClusterKey:
@@ -175,34 +179,39 @@ def _check_mode(mode: str) -> str:
 def default_key_path() -> Path:
     """Where the cluster key of this user lives: `$ZMQTASKS_KEY_FILE`, else below the user's configuration folder."""
     if named := os.environ.get(KEY_FILE_VARIABLE):
-        return Path(named).expanduser()
+        return expand_user(named)
     configured = os.environ.get("XDG_CONFIG_HOME", "")
     # The XDG specification: relative paths in the variable are to be ignored.
-    folder = Path(configured) if os.path.isabs(configured) else Path.home() / ".config"
-    return folder / "zmqtasks" / "cluster.key"
+    folder = configured if os.path.isabs(configured) else "~/.config"
+    return expand_user(Path(folder) / "zmqtasks" / "cluster.key")
 
 
-def load_key(path: str | os.PathLike[str]) -> ClusterKey:
-    """The key in a file.
+def expand_user(path: str | os.PathLike[str]) -> Path:
+    """The path of a key file or scheduler file, with ~ and ~user in its place; SecurityError for an unknown home."""
+    path = Path(path)
+    try:
+        return path.expanduser()
+    except RuntimeError as exc:
+        raise SecurityError(
+            f"{path} cannot be found: nothing tells where the home directory {path.parts[0]} is; "
+            f"name the file by its full path (--key-file, --scheduler-file or {KEY_FILE_VARIABLE})"
+        ) from exc
 
-    Raises SecurityError when the file is missing, is no key, or can be read or written by anybody but its owner (the
-    message has the chmod to run).
-    """
+
+def find_key(path: str | os.PathLike[str]) -> ClusterKey | None:
+    """Like `load_key`, but None where there is no file (yet)."""
     path = Path(path)
     try:
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))  # a pipe in its place would block
+        try:
+            _check_protected(path, os.fstat(descriptor))
+            content = os.read(descriptor, _FILE_LIMIT_BYTES)
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
-        raise SecurityError(
-            f"no cluster key at {path}: a scheduler makes one when it starts; "
-            f"copy it here (mode 0600), or set {KEY_FILE_VARIABLE}"
-        ) from None
+        return None
     except OSError as exc:
-        raise SecurityError(f"the cluster key {path} cannot be read: {exc.strerror or exc}") from exc
-    try:
-        _check_protected(path, os.fstat(descriptor))
-        content = os.read(descriptor, _FILE_LIMIT_BYTES)
-    finally:
-        os.close(descriptor)
+        raise SecurityError(f"the cluster key {path} cannot be read: {exc.strerror or exc}; {_USE_ANOTHER}") from exc
     try:
         return ClusterKey.from_hex(content.decode("ascii"))
     except (SecurityError, UnicodeDecodeError):
@@ -212,21 +221,43 @@ def load_key(path: str | os.PathLike[str]) -> ClusterKey:
         ) from None
 
 
+def load_key(path: str | os.PathLike[str]) -> ClusterKey:
+    """The key in a file.
+
+    Raises SecurityError when the file is missing, is no key, or can be read or written by anybody but its owner (the
+    message has the chmod to run).
+    """
+    path = Path(path)
+    key = find_key(path)
+    if key is None:
+        _check_link(path)
+        raise SecurityError(
+            f"no cluster key at {path}: a scheduler makes one when it starts; "
+            f"copy it here (mode 0600), or set {KEY_FILE_VARIABLE}"
+        )
+    return key
+
+
+def _check_link(path: Path) -> None:
+    """Says so when what is missing is what a link names: no key is ever made in place of a link."""
+    if path.is_symlink():
+        raise SecurityError(
+            f"the cluster key {path} is a link to {os.path.realpath(path)}, where no file is: "
+            f"remove the link, or make a key there"
+        )
+
+
 def create_key(path: str | os.PathLike[str]) -> ClusterKey:
     """The key in a file, which is made (with its folder) when it does not exist.
 
     Of several processes that do this at the same time all get the same key; no reader ever sees half a file.
     """
     path = Path(path)
-    try:
-        return load_key(path)
-    except SecurityError:
-        if path.exists():
-            return load_key(
-                path
-            )  # somebody has made it meanwhile, or there is something wrong with it, which is said again
-    _make_file(path, ClusterKey.generate())
-    return load_key(path)
+    key = find_key(path)
+    if key is None:
+        _make_file(path, ClusterKey.generate())
+        key = load_key(path)  # that of another process, if it was quicker
+    return key
 
 
 def new_key(path: str | os.PathLike[str]) -> ClusterKey:
@@ -234,6 +265,7 @@ def new_key(path: str | os.PathLike[str]) -> ClusterKey:
     path = Path(path)
     key = ClusterKey.generate()
     if not _make_file(path, key):
+        load_key(path)  # it has better words for what is no key
         raise SecurityError(
             f"{path} exists, and nodes may use the key in it: name another file, or move that one away and restart them"
         )
@@ -245,21 +277,22 @@ def _make_file(path: Path, key: ClusterKey) -> bool:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return _publish(path, key)
     except OSError as exc:
-        raise SecurityError(f"the cluster key {path} cannot be written: {exc.strerror or exc}") from exc
+        raise SecurityError(f"the cluster key {path} cannot be written: {exc.strerror or exc}; {_USE_ANOTHER}") from exc
 
 
 def wait_for_key(path: str | os.PathLike[str], timeout_s: float) -> ClusterKey:
     """The key in a file that a scheduler is about to make; SecurityError when it is not there in time."""
     path = Path(path)
     deadline = time.monotonic() + timeout_s
-    while not path.exists():
+    while (key := find_key(path)) is None:
         if time.monotonic() >= deadline:
+            _check_link(path)
             raise SecurityError(
                 f"no cluster key appeared at {path} within {timeout_s:g} s: is the scheduler running, "
                 f"and is this the path it uses ({KEY_FILE_VARIABLE})?"
             )
         time.sleep(_POLL_S)
-    return load_key(path)
+    return key
 
 
 def _publish(path: Path, key: ClusterKey) -> bool:
@@ -287,12 +320,14 @@ def _publish(path: Path, key: ClusterKey) -> bool:
 
 def _check_protected(path: Path, status: os.stat_result) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise SecurityError(f"the cluster key {path} is not a regular file")
+        raise SecurityError(f"the cluster key {path} is not a regular file: {_USE_ANOTHER}")
     if os.name != "posix":
         return
     if status.st_mode & 0o077:
         mode = stat.S_IMODE(status.st_mode)
-        raise SecurityError(f"the cluster key {path} is open to others (mode {mode:04o}): run  chmod 600 '{path}'")
+        raise SecurityError(
+            f"the cluster key {path} is open to others (mode {mode:04o}): run  chmod 600 {shlex.quote(str(path))}"
+        )
     if status.st_uid not in (os.geteuid(), 0):
         raise SecurityError(
             f"the cluster key {path} belongs to user {status.st_uid}, not to you: use a copy of your own"

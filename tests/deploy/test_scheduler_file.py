@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import stat
 import threading
@@ -56,6 +57,31 @@ def test_a_file_that_is_none_is_refused_by_name(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"scheduler\.json"):
         read_scheduler_file(path)
+
+
+@pytest.mark.parametrize("key", ["abab", "zz" * 32, "00" * 32])
+def test_a_file_with_a_bad_key_is_named(tmp_path, key):
+    path = tmp_path / "scheduler.json"
+    write_scheduler_file(path, dataclasses.replace(CONTENT, key=key))
+    with pytest.raises(SecurityError, match=r"scheduler\.json' was changed") as caught:
+        read_scheduler_file(path)
+    assert key not in str(caught.value)
+
+
+def test_a_file_that_cannot_be_opened_is_named_with_the_way_out(tmp_path):
+    path = tmp_path / ("x" * 300)
+    for attempt in (read_scheduler_file, lambda path: wait_scheduler_file(path, 20)):
+        with pytest.raises(ConfigError, match=r"x' cannot be read: File name too long.*--scheduler-file"):
+            attempt(path)
+    with pytest.raises(ConfigError, match=r"x' cannot be written: File name too long.*--scheduler-file"):
+        write_scheduler_file(path, CONTENT)
+
+
+def test_a_home_that_is_not_known(tmp_path):
+    path = "~no-such-user/scheduler.json"
+    for attempt in (read_scheduler_file, lambda path: write_scheduler_file(path, CONTENT)):
+        with pytest.raises(SecurityError, match=f"{path} cannot be found.*--scheduler-file"):
+            attempt(path)
 
 
 def test_a_missing_file_names_the_way_out(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 import subprocess
 import sys
@@ -36,6 +37,20 @@ def test_new_and_show(tmp_path: Path) -> None:
     assert secret not in shown.stdout + shown.stderr
     assert key("show", str(path)).stdout == shown.stdout
     assert key("show", "--secret", str(path)).stdout == f"{secret}\n"
+
+
+def test_the_command_that_hands_the_key_to_another_host_is_quoted(tmp_path: Path) -> None:
+    """It is run with an ssh whose other host is another folder of this one."""
+    path, there = tmp_path / "here" / "it's mine" / "cluster.key", tmp_path / "there"
+    done = key("new", str(path))
+    (command,) = [line for line in done.stdout.splitlines() if line.startswith("  ssh HOST ")]
+    ssh = tmp_path / "ssh"
+    ssh.write_text(f'#!/bin/sh\nshift\nexec sh -c "$(echo "$*" | sed s:{tmp_path}/here:{there}:g)"\n')
+    ssh.chmod(0o700)
+    environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    subprocess.run(command, shell=True, check=True, env=environ, timeout=60)
+    assert load_key(there / "it's mine" / "cluster.key") == load_key(path)
+    assert done.stdout.count(f"--key-file {shlex.quote(str(path))}") == 2
 
 
 def test_no_key_is_overwritten(tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import pytest
 
 from zmqtasks import __version__
 
+TOO_LONG = "x" * 300
+"""A path at which no file can be."""
+
 
 def zmqtasks(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "zmqtasks", *arguments]
@@ -41,6 +44,12 @@ def test_every_command_has_help_and_is_listed(command):
         (["worker", "tcp://127.0.0.1:1", "--nworkers", "2", "--no-nanny"], 1, "--nworkers"),
         (["status"], 1, "--scheduler-file"),
         (["status", "carrier://pigeon"], 1, "carrier"),
+        (["scheduler", "--key-file", TOO_LONG], 1, "--key-file"),
+        (["worker", "tcp://127.0.0.1:1", "--key-file", TOO_LONG], 1, "--key-file"),
+        (["status", "tcp://127.0.0.1:1", "--key-file", TOO_LONG], 1, "--key-file"),
+        (["worker", "--scheduler-file", TOO_LONG], 1, "--scheduler-file"),
+        (["key", "new", "~no-such-user/key"], 1, "~no-such-user/key"),
+        (["status", "--scheduler-file", "~no-such-user/file"], 1, "~no-such-user/file"),
     ],
 )
 def test_mistakes_are_told_in_a_few_lines(arguments, code, text, tmp_path, monkeypatch):

@@ -80,6 +80,18 @@ def test_waiting_for_the_key_is_told(tmp_path):
         assert worker.process.wait(30) == 130
 
 
+def test_a_tilde_that_the_shell_left_in_the_path_of_the_key(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    scheduler, address = start_scheduler("--key-file=~/k")
+    with scheduler, Shell("worker", address, "--key-file=~/k", "--nthreads", "1") as worker:
+        worker.wait_for("1 worker with 1 thread")
+        done = zmqtasks("status", address, "--key-file=~/k")
+        assert "1 worker, 1 thread" in done.stdout, done.stderr
+        assert zmqtasks("key", "show", "~/k").returncode == 0
+        worker.stop()
+        scheduler.stop()
+
+
 def test_a_port_that_is_taken():
     scheduler, address = start_scheduler()
     with scheduler:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 import stat
-from pathlib import Path
 
 import click
 
-from zmqtasks.security import ClusterKey, default_key_path, load_key, new_key
+from zmqtasks.cli.options import key_path
+from zmqtasks.security import ClusterKey, load_key, new_key
 
 _PATH = click.argument("path", required=False, type=click.Path(dir_okay=False))
 
@@ -25,14 +26,16 @@ def new(path: str | None) -> int:
 
     A file that exists is never overwritten.
     """
-    file = _file(path)
+    file = key_path(path)
     made = new_key(file)
-    option = f" --key-file {file}" if path else ""
+    option = f" --key-file {shlex.quote(str(file))}" if path else ""
     click.echo(f"made the key of cluster {made.cluster_id.hex()} in {file} (mode 0600)")
     click.echo(
         "Who holds it can run code on the cluster. To hand it to another host, over ssh and never by its arguments:"
     )
-    click.echo(f"  ssh HOST 'umask 077; mkdir -p {file.absolute().parent}; cat > {file.absolute()}' < {file}")
+    there = file.absolute()
+    receive = f"umask 077; mkdir -p {shlex.quote(str(there.parent))}; cat > {shlex.quote(str(there))}"
+    click.echo(f"  ssh HOST {shlex.quote(receive)} < {shlex.quote(str(file))}")
     click.echo(
         f"Then: zmqtasks scheduler --host 0.0.0.0{option}, and on the others: zmqtasks worker tcp://HOST:8786{option}"
     )
@@ -44,7 +47,7 @@ def new(path: str | None) -> int:
 @click.option("--secret", is_flag=True, help="The key itself, and nothing else: for a pipe, not for a screen.")
 def show(path: str | None, secret: bool) -> int:
     """Tell of the key in PATH what is no secret: its cluster, and what its nodes present to each other."""
-    file = _file(path)
+    file = key_path(path)
     found = load_key(file)
     if secret:
         click.echo(found.hex())
@@ -69,7 +72,3 @@ def _public_keys(found: ClusterKey) -> dict[str, str]:
         "CURVE listener": curve.listener_public.decode(),
         "CURVE caller": curve.caller_public.decode(),
     }
-
-
-def _file(path: str | None) -> Path:
-    return Path(path).expanduser() if path else default_key_path()

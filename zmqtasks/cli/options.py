@@ -16,8 +16,16 @@ from zmqtasks.config import COMPRESSION_MODES, ENCRYPTION_MODES, Config, load_co
 from zmqtasks.deploy.serve import Node, run_loop, serve, stop_on_signals
 from zmqtasks.errors import ConfigError
 from zmqtasks.logs import LEVELS, configure_logging
-from zmqtasks.scheduler_file import SchedulerFile, wait_scheduler_file
-from zmqtasks.security import ClusterKey, Security, create_key, default_key_path, wait_for_key
+from zmqtasks.scheduler_file import SchedulerFile, find_scheduler_file, wait_scheduler_file
+from zmqtasks.security import (
+    ClusterKey,
+    Security,
+    create_key,
+    default_key_path,
+    expand_user,
+    find_key,
+    wait_for_key,
+)
 from zmqtasks.transports.address import format_host_port
 
 DEFAULT_PORT = 8786
@@ -70,6 +78,11 @@ def config_with(compression: str | None) -> Config:
     return dataclasses.replace(config, compression=compression) if compression else config
 
 
+def key_path(named: str | None) -> Path:
+    """Where the cluster key is: the file that the command line names (~ is expanded), else the user's."""
+    return expand_user(named) if named else default_key_path()
+
+
 def find_scheduler(
     address: str | None,
     scheduler_file: str | None,
@@ -80,8 +93,9 @@ def find_scheduler(
     """The scheduler that ADDRESS or --scheduler-file names; files that are not there yet are waited for."""
     content: SchedulerFile | None = None
     if scheduler_file:
-        _announce_wait(Path(scheduler_file).expanduser(), wait_s)
-        content = wait_scheduler_file(scheduler_file, wait_s)
+        path = expand_user(scheduler_file)
+        _announce_wait(path, find_scheduler_file(path), wait_s)
+        content = wait_scheduler_file(path, wait_s)
         address = address or content.address
         encryption = encryption or content.encryption or None
     if not address:
@@ -90,13 +104,13 @@ def find_scheduler(
         address = f"tcp://{address}"
     if content and content.key and not key_file:
         return Target(address, Security(ClusterKey.from_hex(content.key), encryption))
-    key_path = Path(key_file or default_key_path())
-    _announce_wait(key_path, wait_s)
-    return Target(address, Security(wait_for_key(key_path, wait_s), encryption))
+    path = key_path(key_file)
+    _announce_wait(path, find_key(path), wait_s)
+    return Target(address, Security(wait_for_key(path, wait_s), encryption))
 
 
-def _announce_wait(path: Path, wait_s: float) -> None:
-    if wait_s and not path.exists():
+def _announce_wait(path: Path, found: object, wait_s: float) -> None:
+    if wait_s and found is None:
         click.echo(f"zmqtasks: waiting up to {wait_s:g} s for {path}, which the scheduler writes", err=True)
 
 
@@ -112,8 +126,8 @@ class SchedulerKey:
 
 def scheduler_key(key_file: str | None, encryption: str | None) -> SchedulerKey:
     """The key in `key_file` (default: where the user's is), which is made when there is none."""
-    path = Path(key_file).expanduser() if key_file else default_key_path()
-    made = not path.exists()
+    path = key_path(key_file)
+    made = find_key(path) is None
     return SchedulerKey(Security(create_key(path), encryption), path, made)
 
 

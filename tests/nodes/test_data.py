@@ -21,7 +21,7 @@ from zmqtasks.protocol.codec import Codec
 from zmqtasks.protocol.frames import DATA_LIMITS
 from zmqtasks.protocol.handshake import LinkRequest
 from zmqtasks.protocol.payload import Payload
-from zmqtasks.protocol.serialize import deserialize, serialize
+from zmqtasks.protocol.serialize import deserialize, register_serialization, serialize
 from zmqtasks.security import ClusterKey, Security
 
 every_scheme = pytest.mark.parametrize("scheme", SCHEMES)
@@ -81,6 +81,36 @@ def test_put_and_get(scheme: str) -> None:
             await pool.close()
             with pytest.raises(CommClosedError, match="pool is closed"):
                 await pool.get(address, [1])
+
+    run(main())
+
+
+class Samples:
+    """A type whose family gives the array as it is."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+
+
+register_serialization(
+    Samples,
+    serializer=lambda samples: (None, [samples.array]),
+    deserializer=lambda _, frames: Samples(np.frombuffer(frames[0])),
+)
+
+
+@every_scheme
+def test_arrays_that_a_family_gives_as_frames_arrive_whole(scheme: str) -> None:
+    async def main() -> None:
+        store = Store()
+        arrays = {1: np.arange(1000.0), 2: np.arange(100_000.0).reshape(100, 1000), 3: np.empty((0, 3))}
+        store.values = {key: serialize(Samples(array)) for key, array in arrays.items()}
+        async with listening(scheme, data_server=store.server()) as (_, address):
+            pool = pool_of()
+            fetched = await pool.get(address, list(arrays))
+            for key, array in arrays.items():
+                np.testing.assert_array_equal(deserialize(fetched.values[key]).array, array.ravel())
+            await pool.close()
 
     run(main())
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import array
+import pickle
 import subprocess
 import sys
 import time
@@ -181,6 +183,66 @@ def test_errors_of_a_family_are_translated():
         deserialize(Payload(make_header("failing", b"\xc0"), ()))
     with pytest.raises(DeserializationError, match="malformed"):
         deserialize(Payload(b"nonsense", ()))
+
+
+class Grid:
+    """A third party's type whose family gives frames of whatever kind it has."""
+
+    def __init__(self, frame):
+        self.frame = frame
+
+
+def write_grid(grid):
+    return None, [grid.frame]
+
+
+def read_grid(metadata, frames):
+    return Grid(bytes(frames[0]))
+
+
+RECORDS = np.array([(1, 2.5)] * 500, dtype=[("a", ">i4"), ("b", "f8")])
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        np.arange(1000.0),
+        np.arange(1000.0).reshape(10, 100).data,
+        array.array("d", [1.5] * 500),
+        RECORDS,
+        np.empty((0, 3)).data,
+        np.array(3.0),
+        pickle.PickleBuffer(b"x" * 2000),
+    ],
+    ids=["array", "2-D view", "array.array", "records", "no elements", "0-D", "PickleBuffer"],
+)
+def test_frames_of_a_family_become_flat_bytes(frame):
+    register_serialization(Grid, serializer=write_grid, deserializer=read_grid, name="grid")
+    content = bytes(pickle.PickleBuffer(frame).raw())
+    payload = serialize(Grid(frame))
+    assert [len(part) for part in payload.frames] == [len(content)]
+    assert payload.nbytes == len(payload.header) + len(content)
+    assert deserialize_inline(serialize_inline(Grid(frame))).frame == content
+    for number in (1, lambda: 1):  # by pickle and by cloudpickle
+        assert deserialize(serialize([Grid(frame), number]))[0].frame == content
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        (np.asfortranarray(np.zeros((30, 30))), "frame of type ndarray is not C-contiguous"),
+        (np.zeros(1000)[::2].data, "frame of type memoryview is not C-contiguous"),
+        ("text", "'str'"),
+        (None, "'NoneType'"),
+        (np.zeros(3, "M8[s]"), "buffer"),
+    ],
+    ids=["Fortran", "strided", "text", "None", "datetime"],
+)
+def test_a_frame_that_is_no_flat_bytes_is_refused(frame, says):
+    register_serialization(Grid, serializer=write_grid, deserializer=read_grid, name="grid")
+    for obj in (Grid(frame), [Grid(frame)]):
+        with pytest.raises(SerializationError, match=f"'grid' cannot write an object of type Grid: .*{says}"):
+            serialize(obj)
 
 
 @pytest.mark.parametrize(

@@ -71,27 +71,16 @@ def serialize(obj: Any, *, family: str | None = None) -> Payload:
     """
     name = family if family is not None else families.lookup_family_name(type(obj))
     if name is not None and name != "pickle":
-        written = _write(name, obj)
+        written = families.write(name, families.get_family_to_write(name), obj)
         if written is not None:
             metadata, frames = written
-            return Payload(make_header(name, metadata), tuple(frames))
+            return Payload(make_header(name, metadata), frames)
         if family is not None:
             raise SerializationError(
                 f"the family {name!r} cannot write this {type(obj).__qualname__}: let pickle do it"
             )
     _, frames = pickle_family.serialize(obj)
     return Payload(PICKLE_HEADER, frames)
-
-
-def _write(name: str, obj: Any) -> Any:
-    try:
-        return families.get_family_to_write(name).serialize(obj)
-    except SerializationError:
-        raise
-    except Exception as exc:
-        raise SerializationError(
-            f"the family {name!r} cannot write an object of type {type(obj).__qualname__}: {type(exc).__name__}: {exc}"
-        ) from exc
 
 
 def deserialize(payload: Payload) -> Any:

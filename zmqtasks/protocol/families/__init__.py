@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable, Sequence
+from pickle import PickleBuffer
 from typing import Any, Protocol
 
 from zmqtasks.errors import ConfigError, DeserializationError, SerializationError
@@ -23,6 +24,7 @@ __all__ = [
     "register_serialization_family",
     "user_family_of",
     "user_types",
+    "write",
 ]
 
 ENTRY_POINTS = "zmqtasks.families"
@@ -33,7 +35,11 @@ class Family(Protocol):
     """What writes and reads one kind of payload. A module with these two functions is a family too."""
 
     def serialize(self, obj: Any, /) -> tuple[bytes, Sequence[Buffer]] | None:
-        """Metadata and frames of `obj`; None: not for this family, pickle it. Frames may be views of the object."""
+        """Metadata and frames of `obj`; None: not for this family, pickle it.
+
+        Frames are C-contiguous buffers of any kind, such as arrays, and may be the object's own memory: the reader gets
+        their bytes.
+        """
 
     def deserialize(self, metadata: bytes, frames: Sequence[Buffer], /) -> object:
         """The object. Metadata and frames come from a peer: check them, and raise DeserializationError."""
@@ -103,9 +109,10 @@ def register_serialization(
     Args:
         cls: the type; or "module:Type", looked up when the first object of that package is seen. family: name of a
         registered family; or instead of it: serializer: gives metadata (plain data: numbers, texts, tuples, dicts,
-        ...) and a list of buffers for an object. deserializer: gives the object for metadata and buffers. name: of
-        the family made of the two functions; "module:Type" by default. Both sides register the same name. subclasses:
-        also for subclasses of `cls`, unless they are registered themselves.
+        ...) and a list of C-contiguous buffers (bytes, arrays, ...) for an object. deserializer: gives the object for
+        metadata and buffers, which are flat bytes here, whatever they were. name: of the family made of the two
+        functions; "module:Type" by default. Both sides register the same name. subclasses: also for subclasses of
+        `cls`, unless they are registered themselves.
     """
     path = cls if isinstance(cls, str) else f"{cls.__module__}:{cls.__qualname__}"
     if family is None:
@@ -217,6 +224,38 @@ def get_family_to_read(name: str) -> Family:
             "on this node (register_serialization, register_serialization_family), or install a package that has it"
         )
     return family
+
+
+def write(name: str, family: Family, obj: Any) -> tuple[bytes, Sequence[Buffer]] | None:
+    """Metadata and frames of `obj` by `family`, which is called `name`; None: it is left to pickle.
+
+    Each frame is flat bytes, whatever buffer the family gave: from here on the length of a frame is its size. Raises
+    SerializationError that names the type and the cause.
+    """
+    try:
+        written = family.serialize(obj)
+        if written is None:
+            return None
+        metadata, frames = written
+        return metadata, tuple(_flat(frame) for frame in frames)
+    except SerializationError:
+        raise
+    except Exception as exc:
+        raise SerializationError(
+            f"the family {name!r} cannot write an object of type {type(obj).__qualname__}: {type(exc).__name__}: {exc}"
+        ) from exc
+
+
+def _flat(frame: Any) -> Buffer:
+    if type(frame) is bytes or type(frame) is bytearray:
+        return frame
+    view = memoryview(frame)
+    if not view.c_contiguous:
+        # Its bytes as they lie would be read in another order, a copy here would hide what large arrays cost.
+        raise TypeError(
+            f"a frame of type {type(frame).__qualname__} is not C-contiguous: numpy.ascontiguousarray makes it so"
+        )
+    return PickleBuffer(view).raw()  # unlike `cast`, for items of any format, and of none
 
 
 def user_family_of(cls: type) -> Family | None:

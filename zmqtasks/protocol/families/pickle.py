@@ -153,11 +153,11 @@ class _UserTypes(Mapping[type, Callable[[Any], Any]]):
 
 
 def _reduce_by_family(family: families.Family, obj: Any) -> Any:
-    written = family.serialize(obj)
+    name = families.lookup_family_name(type(obj)) or ""
+    written = families.write(name, family, obj)
     if written is None:
         return obj.__reduce_ex__(PROTOCOL)
     metadata, frames = written
-    name = families.lookup_family_name(type(obj))
     return _rebuild, (name, metadata, [pickle.PickleBuffer(frame) for frame in frames])
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -213,6 +216,53 @@ def test_lies_about_compression_end_the_link(
             assert store.values == {}
 
     run(main())
+
+
+def test_values_pass_while_the_threads_of_the_loop_wait_for_them() -> None:
+    """As in `asyncio.gather(*[asyncio.to_thread(future.result) for future in futures])`."""
+
+    async def main() -> None:
+        store = Store()
+        config = dataclasses.replace(CONFIG, compression="lz4")
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(1) as threads:
+            loop.set_default_executor(threads)
+            async with listening("tcp", config=config, data_server=store.server()) as (_, address):
+                pool = pool_of(compression="lz4")
+
+                async def back_and_forth() -> int:
+                    await pool.put(address, [(1, blob(4 * MIB))])
+                    return (await pool.get(address, [1])).values[1].frames[0].nbytes
+
+                waiting = asyncio.to_thread(lambda: asyncio.run_coroutine_threadsafe(back_and_forth(), loop).result(10))
+                assert await waiting == 4 * MIB
+                assert pool.compression.compressed == pool.compression.decompressed == 1
+                await pool.close()
+
+    run(main())
+
+
+FORKED = """
+import os, sys
+from zmqtasks.nodes import data_packing
+
+def unpacked():
+    return data_packing._threads().submit(len, b"12345").result(10)
+
+assert unpacked() == 5
+child = os.fork()
+if child == 0:
+    try:
+        os._exit(0 if unpacked() == 5 else 1)
+    finally:
+        os._exit(2)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_a_forked_process_has_codec_threads_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_link_that_ends_while_an_answer_is_unpacked_gives_the_answer() -> None:

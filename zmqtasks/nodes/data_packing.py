@@ -1,17 +1,20 @@
 """Compression on a data link: what is packed before it is sent, and unpacked before it is handled.
 
-Large frames are compressed and decompressed in threads (both codecs let go of the interpreter's lock); the event loop
-goes on. Messages are handled in the order in which they came all the same: those behind one that is being unpacked wait,
-and past `AHEAD_BYTES` of them no more is read from the link.
+Large frames are compressed and decompressed in threads of their own (both codecs let go of the interpreter's lock); the
+event loop goes on. Messages are handled in the order in which they came all the same: those behind one that is being
+unpacked wait, and past `AHEAD_BYTES` of them no more is read from the link.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import msgspec
@@ -32,9 +35,23 @@ INLINE_BYTES = 256 * KIB
 """Up to this much is (de)compressed at once: that takes less time than going to a thread and back."""
 AHEAD_BYTES = 64 * MIB
 """Compressed or not, more than this behind a message that is being unpacked is left in the link."""
+CODEC_THREADS = 8
+"""Each packs 0.3 GB/s and more and unpacks 1.6 (`bench/compression.py`): what all links of a node bring is less."""
 
 Values = TypeVar("Values", DataSent, PutData)
 Batch = Sequence[Any]
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """Threads for codecs alone, started as they are needed.
+
+    Not the loop's own executor: the program that runs the loop may fill it, with calls that wait for what is unpacked here.
+    """
+    return ThreadPoolExecutor(CODEC_THREADS, "zmqtasks-codec")
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
 
 
 class Packer:
@@ -95,7 +112,7 @@ class Packer:
             if size <= INLINE_BYTES:
                 made = compression.compress(raw, codec)
             else:
-                made = await asyncio.to_thread(compression.compress, raw, codec)
+                made = await asyncio.get_running_loop().run_in_executor(_threads(), compression.compress, raw, codec)
             if made is None:
                 counted.declined_by_sample += 1
                 self._samples.declined()
@@ -226,7 +243,7 @@ class Inbox:
                 size = total_size(frames)
                 op = _packed_untrusted(ops, frames)
                 if op is not None:
-                    frames = await asyncio.to_thread(_unpack_untrusted, op, frames)
+                    frames = await asyncio.get_running_loop().run_in_executor(_threads(), _unpack_untrusted, op, frames)
                     self._count(sum(map(bool, op.codecs)))
                 self._waiting_bytes -= size
                 self._handle(ops, frames)

@@ -17,6 +17,7 @@ from zmqtasks.errors import ConfigError
 from zmqtasks.fetching import in_async_task, parse_timeout
 from zmqtasks.nodes.client.loop import shared_loop
 from zmqtasks.nodes.client.node import ClientNode
+from zmqtasks.protocol.compression import check_mode
 from zmqtasks.publishing import Publishing
 from zmqtasks.security import Security, default_key_path, wait_for_key
 from zmqtasks.submission import Submitter
@@ -60,6 +61,7 @@ class Connection(ClusterView, Publishing):
         self._security = security
         self._set_as_default = set_as_default
         self._config = config or load_config()
+        check_mode(self._config.compression)
         self._shows_output = shows_output
         self._worker = worker
         self.status = "newly-created"

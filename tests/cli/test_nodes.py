@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -15,9 +16,9 @@ from tests.shells import Shell, start_scheduler
 LOG_LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{3}  (DEBUG|INFO|WARNING|ERROR) +\S+  \S.*")
 
 
-def zmqtasks(*arguments: str) -> subprocess.CompletedProcess[str]:
+def zmqtasks(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "zmqtasks", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | variables)
 
 
 @pytest.mark.parametrize("protocol", ["tcp", "unix", "zmq"])
@@ -142,3 +143,19 @@ def _key() -> str:
     from zmqtasks.security import default_key_path
 
     return str(default_key_path())
+
+
+@pytest.mark.parametrize("command", [("scheduler", "--port", "0"), ("worker", "tcp://127.0.0.1:1")])
+@pytest.mark.parametrize("by_option", [True, False], ids=["option", "variable"])
+def test_a_codec_whose_package_is_missing_is_named_at_the_start(tmp_path, command, by_option):
+    (tmp_path / "zstandard.py").write_text("raise ImportError('not installed')")
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))}
+    if by_option:
+        command = (*command, "--compression", "zstd")
+    else:
+        variables["ZMQTASKS_COMPRESSION"] = "zstd"
+    ended = zmqtasks(*command, **variables)
+    assert ended.returncode not in (0, -9)
+    assert "compression='zstd' (--compression, ZMQTASKS_COMPRESSION) needs a package" in ended.stderr
+    assert "pip install 'zmqtasks[zstd]'" in ended.stderr
+    assert "Traceback" not in ended.stderr

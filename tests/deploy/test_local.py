@@ -253,3 +253,28 @@ def _alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_a_codec_whose_package_is_missing_is_named_before_anything_starts(tmp_path):
+    (tmp_path / "zstandard.py").write_text("raise ImportError('not installed')")  # found before the installed one
+    program = """
+        from zmqtasks import Client, LocalCluster
+        from zmqtasks.config import Config
+        from zmqtasks.errors import ConfigError
+
+        zstd = Config(compression="zstd")
+        for make in (
+            lambda: LocalCluster(n_workers=1, config=zstd),
+            lambda: LocalCluster(n_workers=1, processes=False, config=zstd),
+            lambda: Client("tcp://127.0.0.1:1", config=zstd, timeout=1),
+        ):
+            try:
+                make()
+            except ConfigError as exc:
+                assert "pip install 'zmqtasks[zstd]'" in str(exc), exc
+            else:
+                raise AssertionError("it has started")
+        """
+    with run_program(tmp_path, program) as running:
+        _, errors = running.communicate(timeout=60)
+        assert running.returncode == 0, errors

@@ -16,6 +16,7 @@ from zmqtasks.config import COMPRESSION_MODES, ENCRYPTION_MODES, Config, load_co
 from zmqtasks.deploy.serve import Node, run_loop, serve, stop_on_signals
 from zmqtasks.errors import ConfigError
 from zmqtasks.logs import LEVELS, configure_logging
+from zmqtasks.protocol.compression import check_mode
 from zmqtasks.scheduler_file import SchedulerFile, find_scheduler_file, wait_scheduler_file
 from zmqtasks.security import (
     ClusterKey,
@@ -73,9 +74,12 @@ class Target:
 
 
 def config_with(compression: str | None) -> Config:
-    """The settings of the environment, with what options say instead."""
+    """The settings of the environment, with what options say instead; ConfigError when this machine lacks what they need."""
     config = load_config()
-    return dataclasses.replace(config, compression=compression) if compression else config
+    if compression:
+        config = dataclasses.replace(config, compression=compression)
+    check_mode(config.compression)  # here too, since what a nanny starts would fail again and again
+    return config
 
 
 def key_path(named: str | None) -> Path:

@@ -77,13 +77,14 @@ def scheduler(
                 f"--interface {interface}: unix uses no network interface; leave it out, or take tcp or zmq"
             )
         host = interface_host(interface)
+    config = config_with(compression)
     key = scheduler_key(key_file, encryption)
 
     def make() -> SchedulerNode:
         return SchedulerNode(
             [listen_address(protocol, host, port)],
             security=key.security,
-            config=config_with(compression),
+            config=config,
             scheduler_file=scheduler_file,
         )
 

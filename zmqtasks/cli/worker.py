@@ -83,6 +83,7 @@ def worker(
     threads = nthreads or max(1, available_cpus() // nworkers)
     limit_bytes = parse_memory_limit(memory_limit, threads, nworkers)
     amounts = parse_resources(resources)
+    config = config_with(compression)
     if interface:
         interface_host(interface)  # before anything is waited for
     target = find_scheduler(address, scheduler_file, key_file, encryption=encryption)
@@ -96,7 +97,7 @@ def worker(
         return NannyNode(
             target.address,
             security=target.security,
-            config=config_with(compression),
+            config=config,
             n_workers=nworkers,
             nthreads=threads,
             memory_limit_bytes=limit_bytes,
@@ -113,7 +114,7 @@ def worker(
         return WorkerNode(
             target.address,
             security=target.security,
-            config=config_with(compression),
+            config=config,
             name=name,
             nthreads=threads,
             memory_limit_bytes=limit_bytes,

@@ -23,6 +23,7 @@ from zmqtasks.deploy.inprocess import InProcessNodes
 from zmqtasks.deploy.process import NodeProcess
 from zmqtasks.deploy.resources import available_cpus, parse_memory_limit, split_threads
 from zmqtasks.errors import ConfigError
+from zmqtasks.protocol.compression import check_mode
 from zmqtasks.security import ClusterKey, Security
 from zmqtasks.transports.address import format_host_port
 
@@ -95,6 +96,7 @@ class LocalCluster:
         self.n_workers = workers
         self.threads_per_worker = threads
         self.config = config or load_config()
+        check_mode(self.config.compression)
         nanny = {
             "n_workers": workers,
             "nthreads": threads,

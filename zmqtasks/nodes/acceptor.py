@@ -22,7 +22,7 @@ from zmqtasks.ids import InstanceId, SessionId
 from zmqtasks.nodes.links import PeerInfo, link_settings_at
 from zmqtasks.nodes.session import Channel, ChannelHandler
 from zmqtasks.nodes.versions import own_versions, same_python, version_warnings
-from zmqtasks.protocol.compression import own_codecs
+from zmqtasks.protocol.compression import check_mode, own_codecs
 from zmqtasks.protocol.frames import CONTROL_LIMITS, DATA_LIMITS, Frames
 from zmqtasks.protocol.handshake import (
     NONCE_BYTES,
@@ -96,6 +96,8 @@ class Acceptor:
     def __init__(
         self, *, security: Security, config: Config, epoch: int, instance_id: InstanceId, admit: Admit
     ) -> None:
+        """Raises ConfigError when this node lacks what `config` asks for."""
+        check_mode(config.compression)
         self._security = security
         self._config = config
         self._epoch = epoch

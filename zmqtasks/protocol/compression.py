@@ -26,6 +26,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from zmqtasks.config import COMPRESSION_MODES
 from zmqtasks.errors import ConfigError, LimitExceededError, RemoteProtocolError
 from zmqtasks.protocol.frames import KIB, MIB, Buffer, as_bytes_view
 
@@ -141,19 +142,31 @@ def own_codecs() -> list[str]:
     return [name for name, package in (("lz4", "lz4"), ("zstd", "zstandard")) if find_spec(package) is not None]
 
 
+def check_mode(mode: str) -> None:
+    """Raises ConfigError when the mode (`Config.compression`) is none, or asks for a codec that this node lacks.
+
+    For where nodes begin: found on the first data link, it would look like a fault of the link.
+    """
+    if mode not in COMPRESSION_MODES:
+        raise ConfigError(f"compression={mode!r} is none of {', '.join(COMPRESSION_MODES)}")
+    if mode not in ("auto", "off") and mode not in available():
+        package = "zmqtasks[zstd]" if mode == "zstd" else mode
+        raise ConfigError(
+            f"compression={mode!r} (--compression, ZMQTASKS_COMPRESSION) needs a package that is not installed here: "
+            f"pip install '{package}'"
+        )
+
+
 def codec_for(mode: str, theirs: Sequence[str]) -> Codec | None:
     """The codec for what is sent to a peer that has `theirs`; None: nothing is compressed.
 
-    Raises ConfigError when the mode asks for a codec that this node lacks.
+    Raises ConfigError as `check_mode` does.
     """
+    check_mode(mode)
     if mode == "off":
         return None
     name = "lz4" if mode == "auto" else mode
-    codec = available().get(name)
-    if codec is None and mode != "auto":
-        package = "zmqtasks[zstd]" if name == "zstd" else "lz4"
-        raise ConfigError(f"compression {name} is asked for and its package is not installed: pip install '{package}'")
-    return codec if name in theirs else None
+    return available().get(name) if name in theirs else None
 
 
 class Verdict(Enum):

@@ -176,12 +176,16 @@ class ZmqBackend(LinkBackend):
 
 
 def _config() -> Config:
-    """The user's settings, with distributed's time-outs; it names its listeners by address, so nothing is found nearby."""
+    """The user's settings, with distributed's time-outs.
+
+    distributed names its listeners by address, so nothing is found nearby, and compresses by itself.
+    """
     return dataclasses.replace(
         load_config(),
         connect_timeout_s=_seconds("distributed.comm.timeouts.connect"),
         heartbeat_s=_seconds("distributed.comm.timeouts.tcp"),
         shared_memory=False,
+        compression="off",
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import os
+import struct
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -14,9 +15,11 @@ import pytest
 
 from tests.links import CONFIG, SECURITY, listening, run, until
 from tests.nodes.test_data import Store, blob, pool_of
+from zmqtasks.errors import LimitExceededError
 from zmqtasks.ids import new_instance_id
 from zmqtasks.nodes import data_packing, links
 from zmqtasks.nodes.channel import DataServer
+from zmqtasks.nodes.host_memory import available_memory_bytes
 from zmqtasks.protocol import compression, ops
 from zmqtasks.protocol.codec import Codec
 from zmqtasks.protocol.compression import BLOCK_BYTES, Counters
@@ -186,16 +189,21 @@ class Raw:
 
 
 BLOCKS = b"\x05\0\0\0hello"
+ZEROS = struct.pack("<I", 5000) + bytes(5000)
+RAW_5 = b"".join((struct.pack("<I", len(block := compression.Zstd().compress(memoryview(b"hello")))), block))
 LIES = [
     ("an unknown codec", ["gzip"], [5], [BLOCKS], "compressed by 'gzip'"),
     ("a column too short", [], [5], [BLOCKS], "1 frames with 0 codecs and 1 sizes"),
     ("a column too long", ["lz4", ""], [5, 0], [BLOCKS], "1 frames with 2 codecs"),
     ("no size", ["lz4"], [0], [BLOCKS], "compressed frame of 0 bytes"),
     ("a size of a plain frame", [""], [7], [BLOCKS], "size of 7 bytes for a frame that is not compressed"),
-    ("a size beyond memory", ["lz4"], [1 << 60], [BLOCKS], "1 blocks for a frame of"),
+    ("a size beyond memory", ["lz4"], [1 << 60], [BLOCKS], "75% of the memory here"),
+    ("sizes that are beyond memory together", ["zstd"] * 2, [5, 1 << 46], [RAW_5, BLOCKS], "75% of the memory here"),
+    ("a block too few", ["lz4"], [2 * BLOCK_BYTES], [ZEROS], "1 blocks for a frame of"),
+    ("a block of nothing", ["lz4"], [5], [bytes(4)], "block of 0 bytes for 5"),
     ("a truncated block", ["lz4"], [5], [BLOCKS[:-1]], "8 bytes in 1 blocks"),
     ("a small block of nonsense", ["lz4"], [5], [BLOCKS], "a block"),
-    ("a large block of nonsense", ["zstd"], [BLOCK_BYTES], [BLOCKS], "block that zstd cannot read"),
+    ("a large block of nonsense", ["zstd"], [BLOCK_BYTES], [ZEROS], "block that zstd cannot read"),
 ]
 
 
@@ -216,6 +224,17 @@ def test_lies_about_compression_end_the_link(
             assert store.values == {}
 
     run(main())
+
+
+def test_a_message_of_honest_blocks_for_more_than_the_memory_is_refused() -> None:
+    block = compression.Zstd().compress(memoryview(bytes(BLOCK_BYTES)))
+    count = available_memory_bytes() // BLOCK_BYTES // 2
+    frame = memoryview((struct.pack("<I", len(block)) + block) * count)
+    size = count * BLOCK_BYTES
+    half, whole = (ops.PutData(1, ["x"] * n, [b"h"] * n, [1] * n, ["zstd"] * n, [size] * n) for n in (1, 2))
+    assert data_packing._packed_untrusted([half], [memoryview(b""), frame]) is half
+    with pytest.raises(LimitExceededError, match="75% of the memory here"):
+        data_packing._packed_untrusted([whole], [memoryview(b""), frame, frame])
 
 
 def test_values_pass_while_the_threads_of_the_loop_wait_for_them() -> None:

@@ -46,7 +46,7 @@ def packed(raw: bytes, name: str) -> memoryview:
 @every_codec
 @pytest.mark.parametrize("size", SIZES)
 def test_frames_come_back_as_they_were(name: str, size: int) -> None:
-    for raw in (text(size), os.urandom(size)):
+    for raw in (text(size), os.urandom(size), bytes(size)):
         back = compression.decompress_untrusted(packed(raw, name), name, size, memory)
         assert back == raw
         assert not back.readonly
@@ -198,6 +198,18 @@ def test_no_memory_is_taken_for_a_size_without_its_blocks() -> None:
     for size in (0, -1):
         refused(honest, "lz4", size, f"a compressed frame of {size} bytes")
     refused(honest, "brotli", 3 * MIB, "known here: lz4, zstd")
+
+
+@every_codec
+def test_no_memory_is_taken_for_a_block_smaller_than_its_codec_makes_any(name: str) -> None:
+    empty = struct.pack("<I", 0)
+    zeros = bytes(packed(bytes(MIB), name))
+    refused(empty, name, 1, "block of 0 bytes for 1")
+    refused(empty * 4096, name, 4096 * MIB, "block of 0 bytes for 1048576")
+    refused(zeros + empty, name, MIB + 1, "block of 0 bytes for 1")
+    least = -(-MIB // codec(name).most_ratio)
+    refused(struct.pack("<I", least - 1) + bytes(least - 1), name, MIB, f"block of {least - 1} bytes")
+    assert least < len(zeros) < 2 * least  # zeros are what shrinks best: no honest block is refused
 
 
 @every_codec

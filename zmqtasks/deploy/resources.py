@@ -8,6 +8,7 @@ import re
 from pathlib import Path
 
 from zmqtasks.errors import ConfigError
+from zmqtasks.nodes.host_memory import available_memory_bytes
 
 __all__ = ["available_cpus", "available_memory_bytes", "parse_memory_limit", "parse_resources", "split_threads"]
 
@@ -16,7 +17,6 @@ UNITS = {"": 1, "B": 1} | {
     for power, prefix in enumerate("KMGTP", start=1)
     for suffix, base in (("", 1000), ("B", 1000), ("I", 1024), ("IB", 1024))
 }
-CGROUP_MEMORY_FILES = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 CGROUP_CPU_FILE = "/sys/fs/cgroup/cpu.max"
 
 
@@ -29,17 +29,6 @@ def available_cpus() -> int:
     except (OSError, ValueError):  # no cgroup v2 here, or `max`
         pass
     return max(1, count)
-
-
-def available_memory_bytes() -> int:
-    """Memory that processes here may take in all: that of the machine, or the cgroup's limit when it is lower."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in CGROUP_MEMORY_FILES:
-        try:
-            total = min(total, int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return total
 
 
 def parse_memory_limit(limit: str | float | None, nthreads: int = 1, n_workers: int = 1) -> int:

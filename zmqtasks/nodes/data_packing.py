@@ -19,10 +19,11 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from zmqtasks.errors import ProtocolError, RemoteProtocolError
+from zmqtasks.errors import LimitExceededError, ProtocolError, RemoteProtocolError
+from zmqtasks.nodes.host_memory import available_memory_bytes
 from zmqtasks.protocol import compression
 from zmqtasks.protocol.compression import Codec, Counters, LinkRate, SampleBackoff, Verdict
-from zmqtasks.protocol.frames import DATA_LIMITS, KIB, MIB, Buffer, Frames, total_size
+from zmqtasks.protocol.frames import KIB, MIB, Buffer, Frames, total_size
 from zmqtasks.protocol.ops import DataSent, PutData
 from zmqtasks.transports import registry
 from zmqtasks.transports.address import split_scheme
@@ -35,6 +36,9 @@ INLINE_BYTES = 256 * KIB
 """Up to this much is (de)compressed at once: that takes less time than going to a thread and back."""
 AHEAD_BYTES = 64 * MIB
 """Compressed or not, more than this behind a message that is being unpacked is left in the link."""
+UNPACKED_SHARE = 0.75
+"""Of the memory of this host: what one message may unpack to. A few KiB can stand for a GiB; all that goes uncompressed a peer
+has at least to send."""
 CODEC_THREADS = 8
 """Each packs 0.3 GB/s and more and unpacks 1.6 (`bench/compression.py`): what all links of a node bring is less."""
 
@@ -52,6 +56,11 @@ def _threads() -> ThreadPoolExecutor:
 
 
 os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
+
+
+@functools.cache
+def _most_unpacked_bytes() -> int:
+    return int(UNPACKED_SHARE * available_memory_bytes())
 
 
 class Packer:
@@ -280,10 +289,13 @@ def _packed_untrusted(ops: Batch, frames: list[memoryview]) -> DataSent | PutDat
     total = 0
     for frame, codec, raw_size in zip(frames[1:], found.codecs, found.raw_sizes, strict=True):
         if codec:
-            compression.check_untrusted(frame, codec, raw_size)
             total += raw_size
-            if raw_size > DATA_LIMITS.frame_bytes or total > DATA_LIMITS.message_bytes:
-                raise RemoteProtocolError(f"the peer sent a message of {total} bytes and more, compressed")
+            if total > _most_unpacked_bytes():
+                raise LimitExceededError(
+                    f"the peer sent a message of {total} bytes and more, compressed: {_most_unpacked_bytes()} are taken, "
+                    f"{UNPACKED_SHARE:.0%} of the memory here; it is to be smaller, or not compressed (--compression off)"
+                )
+            compression.check_untrusted(frame, codec, raw_size)
         elif raw_size:
             raise RemoteProtocolError(f"the peer sent a size of {raw_size} bytes for a frame that is not compressed")
     return found

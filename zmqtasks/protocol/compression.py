@@ -5,7 +5,8 @@ Theory of operation
 A frame is compressed in blocks of `BLOCK_BYTES`; what travels is one frame: for each block its compressed length (4 bytes,
 little endian) and that many bytes. The raw size travels beside it, so the number of blocks and the raw size of each are
 known before any of them is opened: `decompress_untrusted` believes a raw size only when just as many blocks are there,
-takes exactly that much memory, and refuses a block that gives a byte more or less than its share.
+none smaller than its codec can make it, takes exactly that much memory, and refuses a block that gives a byte more or less
+than its share.
 
 A frame is worth it (`Decision`) when it is large enough, a few samples of it shrink, and the link is so slow that
 compressing, sending the rest and decompressing, one after the other, takes less time than sending it as it is. The rates of
@@ -52,6 +53,8 @@ class Codec(ABC):
     """One way to compress a block, with the rates that it has shown in this process (bytes of raw data a second)."""
 
     name: str
+    most_ratio: int
+    """A block never shrinks by more, whatever is in it: what claims to is refused before memory is taken."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -81,6 +84,7 @@ class Lz4(Codec):
     """Blocks of lz4: fast, a moderate ratio."""
 
     name = "lz4"
+    most_ratio = 255  # a byte adds at most 255 to the length of a match (lz4_Block_format.md)
 
     def __init__(self) -> None:
         import lz4.block
@@ -101,6 +105,7 @@ class Zstd(Codec):
     """Frames of zstd at level 1: a better ratio for more work."""
 
     name = "zstd"
+    most_ratio = (128 * KIB) // 4  # the largest block and the smallest that stands for one: RFC 8878, 3.1.1.2
 
     def __init__(self) -> None:
         import zstandard
@@ -342,15 +347,23 @@ def compress(frame: Buffer, codec: Codec) -> bytearray | None:
 def check_untrusted(frame: memoryview, codec_name: str, raw_size: int) -> None:
     """Raises RemoteProtocolError unless a frame from a peer can be what it is said to be; takes no memory.
 
-    The codec is known here, and there are exactly the blocks that `raw_size` bytes have.
+    The codec is known here, there are exactly the blocks that `raw_size` bytes have, and each can be its share of them.
     """
-    if codec_name not in available():
+    codec = available().get(codec_name)
+    if codec is None:
         raise RemoteProtocolError(f"the peer compressed by {codec_name[:20]!r}, known here: {', '.join(available())}")
     if raw_size <= 0:
         raise RemoteProtocolError(f"the peer sent a compressed frame of {raw_size} bytes")
     due, found, position = -(-raw_size // BLOCK_BYTES), 0, 0
     while position + _length.size <= frame.nbytes and found <= due:
-        position += _length.size + _length.unpack_from(frame, position)[0]
+        size = _length.unpack_from(frame, position)[0]
+        share = min(BLOCK_BYTES, raw_size - found * BLOCK_BYTES)
+        if share > size * codec.most_ratio:
+            raise RemoteProtocolError(
+                f"the peer sent a block of {size} bytes for {share}: {codec_name} shrinks nothing by more than "
+                f"{codec.most_ratio} : 1"
+            )
+        position += _length.size + size
         found += 1
     if position != frame.nbytes or found != due:
         raise RemoteProtocolError(

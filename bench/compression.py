@@ -37,6 +37,19 @@ def kinds(size: int) -> dict[str, bytes]:
     }
 
 
+def noise(size: int) -> dict[str, bytes]:
+    """Data that does not shrink: not at all; by zeros at its ends alone; by zeros where samples are taken alone."""
+    random = np.random.default_rng(1)
+    raw = random.bytes(size)
+    patch = min(20_000, size // 100)
+    halo = bytes(patch) + raw[2 * patch :] + bytes(patch)
+    traps = bytearray(raw)
+    for fifth in range(5):
+        middle = size * (2 * fifth + 1) // 10
+        traps[middle - patch // 2 : middle + patch // 2] = bytes(patch)
+    return {"random bytes": raw, "halo of zeros": halo, "zeros at samples": bytes(traps)}
+
+
 def codecs() -> None:
     """Ratio and rates of each codec, and the time that samples take as a share of a plain copy."""
     size = 16 * MIB
@@ -61,16 +74,18 @@ def codecs() -> None:
 async def price() -> None:
     """Gets of data that does not shrink, a codec forced, as a share of what off gives in the same round."""
     print(
-        f"\n{'does not shrink, MiB':20} {'off GB/s':>9} {'off again':>16} {'lz4':>16} {'zstd':>16}   median, quartiles"
+        f"\n{'does not shrink':18} {'MiB':>6} {'off GB/s':>9} {'off again':>16} {'lz4':>16} {'zstd':>16}   median, quartiles"
     )
     for size in (MIB // 16, MIB // 4, MIB, 16 * MIB, 64 * MIB):
-        rates = await _rates(np.random.default_rng(1).bytes(size), ("off", "off again", "lz4", "zstd"), 61)
-        cells = []
-        for mode in ("off again", "lz4", "zstd"):
-            ratios = [a / b for a, b in zip(rates[mode], rates["off"], strict=True)]
-            low, middle, high = statistics.quantiles(ratios, n=4)
-            cells.append(f"{middle:5.3f} {low:4.2f}-{high:4.2f}")
-        print(f"{size / MIB:20.2f} {statistics.median(rates['off']):9.2f} " + " ".join(f"{c:>16}" for c in cells))
+        for kind, raw in noise(size).items():
+            rates = await _rates(raw, ("off", "off again", "lz4", "zstd"), 61)
+            cells = []
+            for mode in ("off again", "lz4", "zstd"):
+                ratios = [a / b for a, b in zip(rates[mode], rates["off"], strict=True)]
+                low, middle, high = statistics.quantiles(ratios, n=4)
+                cells.append(f"{middle:5.3f} {low:4.2f}-{high:4.2f}")
+            off = statistics.median(rates["off"])
+            print(f"{kind:18} {size / MIB:6.2f} {off:9.2f} " + " ".join(f"{c:>16}" for c in cells))
 
 
 async def links() -> None:

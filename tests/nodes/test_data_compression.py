@@ -89,16 +89,43 @@ def test_links_within_a_host_are_left_alone(scheme: str, mode: str) -> None:
     run(main())
 
 
-def test_data_that_does_not_shrink_is_not_looked_at_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the size of each frame that is sampled."""
     looks: list[int] = []
     sampled_ratio = compression.sampled_ratio
 
     def counting(frame: memoryview, codec: compression.Codec) -> float:
-        looks.append(1)
+        looks.append(frame.nbytes)
         return sampled_ratio(frame, codec)
 
     monkeypatch.setattr(compression, "sampled_ratio", counting)
+    return looks
 
+
+def test_data_that_does_not_shrink_as_its_samples_is_not_looked_at_each_time(looks: list[int]) -> None:
+    async def main() -> None:
+        store = Store()
+        noise = bytearray(os.urandom(2 * MIB))
+        for tenths in (1, 3, 5, 7, 9):  # where samples are taken
+            middle = len(noise) * tenths // 10
+            noise[middle - 10_000 : middle + 10_000] = bytes(20_000)
+        store.values["noise"] = Payload(b"h", [memoryview(noise)])
+        server = store.server()
+        config = dataclasses.replace(CONFIG, compression="lz4")
+        async with listening("tcp", config=config, data_server=server) as (_, address):
+            pool = pool_of()
+            for _ in range(20):
+                await pool.get(address, ["noise"])
+            assert server.compression.as_dict() == Counters(declined_by_sample=20).as_dict()
+            assert compression.sampled_ratio(memoryview(noise), compression.available()["lz4"]) < 0.1
+            assert len(looks) <= 7
+            await pool.close()
+
+    run(main())
+
+
+def test_data_that_does_not_shrink_is_not_looked_at_each_time(looks: list[int]) -> None:
     async def main() -> None:
         store = Store()
         store.values["noise"] = Payload(b"h", [memoryview(os.urandom(256 * KIB))])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import tracemalloc
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -93,6 +94,30 @@ def test_samples_are_spread_over_the_frame() -> None:
     head = text(1 * MIB) + os.urandom(9 * MIB)
     assert compression.sampled_ratio(head, codec("lz4")) > 0.7
     assert compression.sampled_ratio(os.urandom(1 * MIB) + text(9 * MIB), codec("lz4")) < 0.4
+
+
+def noise_with_zeros(size: int, places: Sequence[float], patch: int) -> bytes:
+    """Noise with patches of zeros around these places (shares of its length)."""
+    made = bytearray(os.urandom(size))
+    for place in places:
+        start = max(0, min(size - patch, int(size * place) - patch // 2))
+        made[start : start + patch] = bytes(patch)
+    return bytes(made)
+
+
+@every_codec
+@pytest.mark.parametrize("size", [128 * KIB, 200 * KIB, 256 * KIB, 360 * 360 * 8, 8 * MIB])
+@pytest.mark.parametrize("places", [(0, 1), (0.1, 0.9), (0, 0.5, 1)], ids=["halo", "two samples of five", "cross"])
+def test_noise_is_not_compressed_for_zeros_at_some_places(name: str, size: int, places: Sequence[float]) -> None:
+    raw = noise_with_zeros(size, places, min(20_000, size // 50))
+    assert compression.decide(raw, codec(name), None).verdict is Verdict.SAMPLE
+
+
+@every_codec
+@pytest.mark.parametrize("size", [300 * KIB, MIB, 3 * MIB])
+def test_a_frame_that_shrinks_by_a_few_percent_goes_as_it_is(name: str, size: int) -> None:
+    assert compression.compress(noise_with_zeros(size, [0.1], size // 20), codec(name)) is None
+    assert compression.compress(noise_with_zeros(size, [0.1], size // 5), codec(name)) is not None
 
 
 def test_the_decision() -> None:

@@ -126,6 +126,7 @@ class Packer:
                 counted.declined_by_sample += 1
                 self._samples.declined()
                 continue
+            self._samples.accepted()
             packed[index], codecs[index], raw_sizes[index] = made, codec.name, size
             counted.compressed += 1
             counted.bytes_in += size
@@ -167,7 +168,6 @@ class Packer:
                 continue
             match compression.decide(frame, codec, link_rate).verdict:
                 case Verdict.COMPRESS:
-                    self._samples.accepted()
                     self._compressible += 1
                     if self._forced or self._compressible % compression.REMEASURE_EVERY:
                         chosen.append(index)

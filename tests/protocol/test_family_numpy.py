@@ -128,6 +128,12 @@ def test_gaps_are_left_out_and_the_order_of_axes_is_kept(array):
     )
 
 
+@pytest.mark.parametrize("dtype", ["S1000000000", "V1500000000", "S2147483647", "U536870911"])
+def test_the_longest_texts_of_numpy_are_read(dtype):
+    back = deserialize(serialize(np.empty((3, 0), dtype)))  # without a content, which would take a GB
+    assert (back.dtype, back.shape) == (np.dtype(dtype), (3, 0))
+
+
 def test_overlapping_windows_become_an_array_of_their_own():
     array = sliding_window_view(np.arange(10), 4)
     new = round_trip(array)

@@ -35,7 +35,7 @@ _USER_DTYPES_FROM = 24
 _MAX_DTYPE_DEPTH = 32
 _MAX_AXES = 64
 
-_SIMPLE_DTYPE = re.compile(r"[<>|]([biufc]\d{1,2}|[SUV]\d{1,9}|[mM]8(\[[0-9a-zA-Z]{1,24}\])?)")
+_SIMPLE_DTYPE = re.compile(r"[<>|]([biufc]\d{1,2}|[SUV]\d{1,10}|[mM]8(\[[0-9a-zA-Z]{1,24}\])?)")
 
 _LONG_DOUBLES = (np.dtype(np.longdouble).num, np.dtype(np.clongdouble).num)
 _MANTISSA_BITS = int(np.finfo(np.longdouble).nmant)

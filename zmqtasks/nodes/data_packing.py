@@ -55,7 +55,8 @@ def _threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(CODEC_THREADS, "zmqtasks-codec")
 
 
-os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # threads do not come along
 
 
 @functools.cache

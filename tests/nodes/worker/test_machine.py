@@ -154,13 +154,60 @@ def test_inputs_are_fetched_in_one_request_per_holder_and_reported_as_replicas()
     case.assert_empty()
 
 
-def test_bytes_in_flight_are_bounded_but_one_fetch_always_goes() -> None:
+def test_bytes_in_flight_from_a_holder_are_bounded_but_one_fetch_always_goes() -> None:
     case = Case(fetch_bytes=100)
     inputs = Inputs(["a", "b", "c"], [500, 60, 60], [[1], [1], [2]])
     tasks = compute([1, 2, 3], [["a"], ["b"], ["c"]])
-    assert case.receive(inputs, tasks) == ([], [FetchKeys(1, "one", ["a"])])
+    assert case.receive(inputs, tasks) == ([], [FetchKeys(1, "one", ["a"]), FetchKeys(2, "two", ["c"])])
     case.machine.fetch_finished(1, {"a": 500}, [], {})
-    assert case.out()[1] == [StartRuns([case.run(1)]), FetchKeys(2, "one", ["b"]), FetchKeys(3, "two", ["c"])]
+    assert case.out()[1] == [StartRuns([case.run(1)]), FetchKeys(3, "one", ["b"])]
+
+
+def test_a_holder_that_stalls_takes_a_quarter_of_the_bytes_in_flight() -> None:
+    case = Case(fetch_bytes=6400)
+    slow: list[Key] = [f"slow{i}" for i in range(4)]
+    fast: list[Key] = [f"fast{i}" for i in range(4)]
+    inputs = Inputs([*slow, *fast], [1600, 800, 800, 800] * 2, [[1]] * 4 + [[2]] * 4)
+    ops, instructions = case.receive(inputs, compute([1, 2], [slow, fast]))
+    assert (ops, instructions) == ([], [FetchKeys(1, "one", ["slow0"]), FetchKeys(2, "two", ["fast0"])])
+    case.machine.fetch_finished(2, {"fast0": 1600}, [], {})
+    assert case.out()[1] == [FetchKeys(3, "two", ["fast1", "fast2"])]
+    case.machine.fetch_finished(3, {"fast1": 800, "fast2": 800}, [], {})
+    assert case.out()[1] == [FetchKeys(4, "two", ["fast3"])]
+    case.machine.fetch_finished(4, {"fast3": 800}, [], {})
+    assert case.out()[1] == [StartRuns([case.run(2)])]
+    case.machine.fetch_finished(1, {"slow0": 1600}, [], {})
+    assert case.out()[1] == [FetchKeys(5, "one", ["slow1", "slow2"])]
+
+
+def test_a_little_is_asked_of_each_holder_when_others_have_taken_all_bytes_in_flight() -> None:
+    case = Case(fetch_bytes=6400)
+    case.receive(Peers([3, 4, 5], ["three", "four", "five"]))
+    stalled: list[Key] = [f"stalled{i}" for i in range(4)]
+    small: list[Key] = ["small1", "small2", "more"]
+    inputs = Inputs([*stalled, *small], [1600] * 4 + [60, 60, 60], [[1], [2], [3], [4]] + [[5]] * 3)
+    _, instructions = case.receive(inputs, compute([1], [[*stalled, *small]]))
+    assert instructions[-1] == FetchKeys(5, "five", ["small1", "small2"])
+    case.machine.fetch_finished(5, {"small1": 60, "small2": 60}, [], {})
+    assert case.out()[1] == [FetchKeys(6, "five", ["more"])]
+
+
+def test_an_input_set_aside_goes_to_the_first_of_its_holders_that_has_time() -> None:
+    case = Case(fetch_bytes=400)
+    inputs = Inputs(["a", "b", "c", "d"], [100] * 4, [[1], [2], [1, 2], [1]])
+    _, instructions = case.receive(inputs, compute([1, 2, 3, 4], [["a"], ["b"], ["c"], ["d"]]))
+    assert instructions == [FetchKeys(1, "one", ["a"]), FetchKeys(2, "two", ["b"])]
+    case.machine.fetch_finished(2, {"b": 100}, [], {})
+    assert case.out()[1] == [StartRuns([case.run(2)]), FetchKeys(3, "two", ["c"])]
+    assert case.receive(UpdateLocations(["d"], [[1, 2]])) == ([], [])
+    case.machine.fetch_finished(3, {"c": 100}, [], {})
+    assert case.out()[1] == [StartRuns([case.run(3)]), FetchKeys(4, "two", ["d"])]
+    case.machine.fetch_broken(1)
+    assert case.out() == ([FetchFailed(["a"], 1, False)], [])
+    case.machine.fetch_finished(4, {"d": 100}, [], {})
+    case.receive(CancelRuns([1]))
+    case.finish(2, 3, 4)
+    case.assert_empty()
 
 
 def test_a_holder_without_the_key_is_struck_and_the_next_one_asked_then_the_scheduler() -> None:

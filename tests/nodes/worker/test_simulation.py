@@ -282,6 +282,7 @@ def test_every_run_is_answered_once_and_nothing_is_left(block: int) -> None:
             assert world.machine.inputs.fetching == 0
             assert world.machine.inputs._bytes_in_flight == 0
             assert world.machine.inputs._bytes_from == {}
+            assert not any(holder in world.machine.inputs._aside for holder in PEERS)
         except BaseException:
             print(f"seed {seed}")
             raise

@@ -5,9 +5,11 @@ Theory of operation
 `held` has the keys that this worker is a replica of: results, data put here, inputs fetched. `records` has the inputs
 that are not held: those the scheduler named (`Inputs`), until they are held or nobody needs them. Fetches are planned
 at the end of each batch of stimuli: inputs go into one request per holder, the holder being one that is asked anyway
-or else the one with the fewest bytes on the way, until `fetch_bytes` are in flight; one fetch is always allowed. A
-holder that fails is struck from the record and another one asked; when none is left the input is `MISSING` and the
-scheduler is told (`FetchFailed`).
+or else the one with the fewest bytes on the way. A holder has a quarter of `fetch_bytes` in flight at most, so that one
+that stalls holds up nobody else, and all of them together have `fetch_bytes`; but a little from each holder is always
+allowed. Inputs whose holders have all reached that are set aside until a request of one of these ends. A holder that
+fails is struck from the record and another one asked; when none is left the input is `MISSING` and the scheduler is
+told (`FetchFailed`).
 """
 
 from __future__ import annotations
@@ -21,8 +23,12 @@ from zmqtasks.nodes.worker.state import Input, InputState, Run
 from zmqtasks.nodes.worker.transitions import change_input
 from zmqtasks.protocol.ops import DataAdded, FetchFailed, Inputs
 
-REQUEST_BYTES = 64 << 20
-"""A request ends at this much, so that several holders and the tasks that wait first are served side by side."""
+REQUEST_BYTES = 32 << 20
+"""A request ends at this much: half of what a holder may have in flight by default, so that it always has the next."""
+HOLDERS_SHARE = 4
+"""One holder gets this part of `fetch_bytes`: several may stall before all that is left is `ALWAYS_SHARE`."""
+ALWAYS_SHARE = 64
+"""Of each holder this part of `fetch_bytes` may be in flight, whatever the others have: one input if it is larger."""
 
 _NEEDED = InputState.NEEDED  # looked up once: reading a member of an Enum takes 30 ns
 _INLINE = InputState.INLINE
@@ -42,6 +48,37 @@ class _Request:
         self.size_bytes = 0
 
 
+class _Aside:
+    """inputs whose holders all have enough in flight, first in first out, found by each of these holders."""
+
+    def __init__(self) -> None:
+        # A queue for each set of holders: an input is in one place only, however many hold it.
+        self._queues: dict[int, dict[tuple[int, ...], deque[Input]]] = {}
+
+    def __contains__(self, holder: int) -> bool:
+        return holder in self._queues
+
+    def add(self, holders: tuple[int, ...], record: Input) -> None:
+        queue = self._queues.setdefault(holders[0], {}).get(holders)
+        if queue is None:
+            queue = deque()
+            for holder in holders:
+                self._queues.setdefault(holder, {})[holders] = queue
+        queue.append(record)
+
+    def pop(self, holder: int) -> Input:
+        """An input that `holder` had when it was set aside."""
+        holders, queue = next(iter(self._queues[holder].items()))
+        record = queue.popleft()
+        if not queue:
+            for other in holders:
+                if (queues := self._queues.get(other)) is not None:
+                    queues.pop(holders, None)
+                    if not queues:
+                        del self._queues[other]
+        return record
+
+
 class InputTable:
     """Inputs of runs; methods that may complete runs return those that now have all their inputs."""
 
@@ -51,7 +88,12 @@ class InputTable:
         self.peers: dict[int, str] = {}
         self._outbox = outbox
         self._fetch_bytes = fetch_bytes
+        self._holder_bytes = max(fetch_bytes // HOLDERS_SHARE, 1)
+        self._always_bytes = max(fetch_bytes // ALWAYS_SHARE, 1)
         self._needed: deque[Input] = deque()
+        self._aside = _Aside()
+        self._answered: list[int] = []
+        """Holders of requests that have ended since fetches were planned."""
         self._requests: dict[int, _Request] = {}
         self._last_request = 0
         self._bytes_from: dict[int, int] = {}
@@ -101,6 +143,10 @@ class InputTable:
         record.holders = list(holders)
         if holders and record.state is InputState.MISSING:
             self._need(record)
+        elif record.state is _NEEDED:
+            self._needed.append(
+                record
+            )  # it may be set aside because of others; where it is too often it is passed over
 
     def free(self, keys: Sequence[Key]) -> None:
         """Forgets results and replicas; inputs that runs here still wait for are kept."""
@@ -246,6 +292,7 @@ class InputTable:
             self._bytes_from[fetch.holder] = left
         else:
             del self._bytes_from[fetch.holder]
+        self._answered.append(fetch.holder)
         return fetch
 
     def _failed(self, holder: int, records: list[Input], reachable: bool) -> None:
@@ -273,23 +320,17 @@ class InputTable:
 
     def plan_fetches(self) -> None:
         """Asks for inputs that are needed, as far as bytes in flight allow."""
-        if not self._needed:
+        if not self._needed and not self._answered:
             return
         requests: dict[int, _Request] = {}
         complete: list[_Request] = []
         homeless: list[Key] = []
-        while self._needed and (self._bytes_in_flight < self._fetch_bytes or not self._bytes_in_flight):
-            record = self._needed.popleft()
-            if record.state is not _NEEDED or not record.users:
-                continue
-            holder = self._choose_holder(record, requests)
-            if holder is None:
-                change_input(record, InputState.MISSING, "nobody holds it")
-                homeless.append(record.key)
-                continue
-            self._add(requests.setdefault(holder, _Request(holder)), record)
-            if requests[holder].size_bytes >= REQUEST_BYTES:
-                complete.append(requests.pop(holder))
+        for holder in self._answered:
+            while holder in self._aside and self._bytes_from.get(holder, 0) < self._most_bytes:
+                self._plan(self._aside.pop(holder), requests, complete, homeless)
+        self._answered.clear()
+        while self._needed:
+            self._plan(self._needed.popleft(), requests, complete, homeless)
         for fetch in (*complete, *requests.values()):
             self._last_request += 1
             self._requests[self._last_request] = fetch
@@ -299,14 +340,35 @@ class InputTable:
         if homeless:
             self._outbox.ops.append(FetchFailed(homeless, NOBODY, True))
 
+    @property
+    def _most_bytes(self) -> int:
+        """A holder with less than this in flight is asked for more."""
+        return self._holder_bytes if self._bytes_in_flight < self._fetch_bytes else self._always_bytes
+
+    def _plan(
+        self, record: Input, requests: dict[int, _Request], complete: list[_Request], homeless: list[Key]
+    ) -> None:
+        if record.state is not _NEEDED or not record.users:
+            return
+        holder = self._choose_holder(record, requests)
+        if holder is not None:
+            self._add(requests.setdefault(holder, _Request(holder)), record)
+            if requests[holder].size_bytes >= REQUEST_BYTES:
+                complete.append(requests.pop(holder))
+        elif holders := tuple(holder for holder in record.holders if holder in self.peers):
+            self._aside.add(holders, record)
+        else:
+            change_input(record, InputState.MISSING, "nobody holds it")
+            homeless.append(record.key)
+
     def _choose_holder(self, record: Input, requests: dict[int, _Request]) -> int | None:
         best: int | None = None
-        best_load = 0
+        best_load = most = self._most_bytes
         for holder in record.holders:
-            if holder in requests:
-                return holder
             load = self._bytes_from.get(holder, 0)
-            if holder in self.peers and (best is None or load < best_load):
+            if load < most and holder in requests:
+                return holder
+            if load < best_load and holder in self.peers:
                 best, best_load = holder, load
         return best
 

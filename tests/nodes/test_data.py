@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import threading
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -291,6 +293,89 @@ def test_pool_closes_the_least_recently_used_link_and_never_a_busy_one(monkeypat
         await pool.close()
         for node in nodes:
             await node.close()
+
+    run(main())
+
+
+class Silent(DataServer):
+    """Takes links, and answers nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda keys: [], lambda items: None)
+        self.messages = 0
+        self.ends: list[Exception] = []
+
+    def serve(self, comm: Any, *_: Any) -> None:
+        comm.set_handler(self)
+
+    def message_received(self, frames: list[memoryview]) -> None:
+        self.messages += 1
+
+    def comm_ended(self, error: Exception) -> None:
+        self.ends.append(error)
+
+
+def test_a_link_is_not_closed_as_surplus_before_its_first_request() -> None:
+    async def main() -> None:
+        silent, store = Silent(), Store()
+        store.values[1] = blob(1)
+        async with listening("tcp", data_server=silent) as (_, address):
+            answering = Node(data_server=store.server())
+            other = await answering.acceptor.listen("tcp://127.0.0.1:0")
+            pool = pool_of(data_links=1)
+            waiting = asyncio.ensure_future(pool.get(address, [1]))
+            await until(lambda: silent.messages)
+            fetched = await asyncio.wait_for(pool.get(other, [1]), 20)
+            assert list(fetched.values) == [1]
+            assert len(answering.peers) == 1
+            assert pool.addresses == [address]
+            await pool.close()
+            with pytest.raises(CommClosedError):
+                await waiting
+            await answering.close()
+
+    run(main())
+
+
+def test_a_link_whose_put_is_being_packed_is_not_closed_as_surplus() -> None:
+    async def main() -> None:
+        taking, giving = Store(), Store()
+        giving.values[1] = blob(1)
+        free = threading.Event()
+        threads = ThreadPoolExecutor(1)
+        asyncio.get_running_loop().set_default_executor(threads)
+        async with listening("tcp", data_server=taking.server()) as (_, address):
+            answering = Node(data_server=giving.server())
+            other = await answering.acceptor.listen("tcp://127.0.0.1:0")
+            pool = pool_of(data_links=1, compression="lz4")
+            await pool.get(address, ["nothing"])
+            try:
+                threads.submit(free.wait)
+                putting = asyncio.ensure_future(pool.put(address, [("x", blob(4 << 20))]))
+                await until(lambda: threads._work_queue.qsize())
+                assert list((await pool.get(other, [1])).values) == [1]
+            finally:
+                free.set()
+            await putting
+            assert list(taking.values) == ["x"]
+            await pool.close()
+            await answering.close()
+
+    run(main())
+
+
+def test_a_node_that_admits_links_and_ends_them_is_an_error_and_not_dialed_again_and_again() -> None:
+    class Ending(Silent):
+        def serve(self, comm: Any, *_: Any) -> None:
+            comm.abort()
+
+    async def main() -> None:
+        async with listening("tcp", data_server=Ending()) as (node, address):
+            pool = pool_of()
+            with pytest.raises(CommError, match=address):
+                await asyncio.wait_for(pool.get(address, [1]), 20)
+            assert len(node.peers) == 1
+            await pool.close()
 
     run(main())
 

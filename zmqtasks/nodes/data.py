@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -83,8 +83,8 @@ class LinkFacts(msgspec.Struct, frozen=True):
 class DataPool:
     """Data links to any number of nodes: one per address, opened when needed.
 
-    More than `config.data_links` are closed, the least recently used first; one with requests under way never is. The
-    pool belongs to one event loop.
+    More than `config.data_links` are closed, the least recently used first; one that a call of `get` or `put` uses, or
+    waits for, never is. The pool belongs to one event loop.
     """
 
     def __init__(self, *, security: Security, config: Config, instance_id: InstanceId, name: str) -> None:
@@ -96,6 +96,8 @@ class DataPool:
         self.compression = Counters()
         """Of all its links so far."""
         self._links: OrderedDict[str, _AskingLink] = OrderedDict()
+        self._users: Counter[str] = Counter()
+        """Calls of `get` and `put` under way, by address."""
         self._dials: dict[str, asyncio.Task[_AskingLink]] = {}
         self._closings: set[asyncio.Task[None]] = set()
         self._closed = False
@@ -124,11 +126,12 @@ class DataPool:
         """
         if not keys:
             return Fetched({}, [], {})
-        link = await self._link(address)
+        self._users[address] += 1
         try:
+            link = await self._link(address)
             return await link.get(keys)
         finally:
-            self._close_surplus()
+            self._leave(address)
             if self._trimming is None and not self._closed:
                 self._trim_memory()
 
@@ -139,11 +142,12 @@ class DataPool:
         """
         if not items:
             return
-        link = await self._link(address)
+        self._users[address] += 1
         try:
+            link = await self._link(address)
             await link.put(items)
         finally:
-            self._close_surplus()
+            self._leave(address)
 
     async def close(self) -> None:
         """Closes all links; requests under way fail with CommClosedError. Idempotent."""
@@ -163,28 +167,32 @@ class DataPool:
         self._trimming = asyncio.get_running_loop().call_later(TRIM_S, self._trim_memory) if POOL.used else None
 
     async def _link(self, address: str) -> _AskingLink:
-        while True:
-            if self._closed:
-                raise CommClosedError("the data pool is closed")
-            if link := self._links.get(address):
-                self._links.move_to_end(address)
-                return link
-            task = self._dials.get(address)
-            if task is None:
-                task = asyncio.get_running_loop().create_task(self._dial(address))
-                self._dials[address] = task
-                task.add_done_callback(_retrieve)
-            try:
-                # Shielded: others may wait for the same link.
-                await asyncio.shield(task)
-            except asyncio.CancelledError:
-                if task.cancelled():
-                    raise CommClosedError("the data pool is closed") from None
-                raise
-            except ZmqTasksError as exc:
-                if isinstance(exc, CommError):
-                    raise type(exc)(str(exc)) from exc  # each waiter gets an error of its own
-                raise CommError(f"no data link: {exc}") from exc
+        if self._closed:
+            raise CommClosedError("the data pool is closed")
+        if link := self._links.get(address):
+            self._links.move_to_end(address)
+            return link
+        task = self._dials.get(address)
+        if task is None:
+            task = asyncio.get_running_loop().create_task(self._dial(address))
+            self._dials[address] = task
+            task.add_done_callback(_retrieve)
+        try:
+            # Shielded: others may wait for the same link.
+            link = await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise CommClosedError("the data pool is closed") from None
+            raise
+        except ZmqTasksError as exc:
+            if isinstance(exc, CommError):
+                raise type(exc)(str(exc)) from exc  # each waiter gets an error of its own
+            raise CommError(f"no data link: {exc}") from exc
+        if (
+            link.ended is not None
+        ):  # no second try: a node that admits links and cannot serve them would take them for ever
+            raise _comm_error(address, link.ended)
+        return link
 
     async def _dial(self, address: str) -> _AskingLink:
         try:
@@ -212,12 +220,17 @@ class DataPool:
             self._received_before += link.received_bytes
             del self._links[link.address]
 
+    def _leave(self, address: str) -> None:
+        self._users[address] -= 1
+        if not self._users[address]:
+            del self._users[address]
+        self._close_surplus()
+
     def _close_surplus(self) -> None:
-        surplus = len(self._links) - self._config.data_links
+        surplus = len(self._links) - max(self._config.data_links, 1)
         if surplus > 0:
-            idle = [link for link in self._links.values() if not link.busy]
-            # The newest is about to be used by whoever asked for it.
-            for link in idle[: min(surplus, len(self._links) - 1)]:
+            idle = [link for link in self._links.values() if link.address not in self._users]
+            for link in idle[:surplus]:
                 self._close(link)
 
     def _close(self, link: _AskingLink) -> None:
@@ -255,10 +268,7 @@ class _AskingLink:
         self._codec = Codec(DataReply)
         self._requests = 0
         self._waiting: dict[int, _Waiting] = {}
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._waiting)
+        self.ended: Exception | None = None
 
     @property
     def received_bytes(self) -> int:
@@ -402,6 +412,7 @@ class _AskingLink:
             raise RemoteProtocolError(f"{self.address} answered request {number}, which was never made")
 
     def _fail(self, error: Exception) -> None:
+        self.ended = self.ended or error
         self._inbox.stop()
         self._on_ended(self)
         for waiting in list(self._waiting.values()):

@@ -272,6 +272,43 @@ def test_errors_of_the_store_are_answers(caplog: pytest.LogCaptureFixture) -> No
     assert "no room" in caplog.text
 
 
+def test_a_value_that_cannot_be_sent_is_an_answer_and_the_next_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_messages, "CUT_BYTES", 1 << 20)
+    no_bytes = Payload(b"blob", [np.zeros((3, 3), order="F").data])  # neither C-contiguous nor of one dimension
+
+    async def main() -> None:
+        store = Store()
+        store.values.update({"bad": no_bytes, "good": blob(1), **{number: blob(1 << 20) for number in range(40)}})
+        async with listening("tcp", data_server=store.server()) as (_, address):
+            pool = pool_of()
+            requests: list[list[Key]] = [["bad"], [*range(40), "bad", "good"], ["bad"], ["good"]]
+            outcomes = await asyncio.wait_for(asyncio.gather(*(pool.get(address, keys) for keys in requests)), 20)
+            for keys, fetched in zip(requests, outcomes, strict=True):
+                assert set(fetched.failed) == {"bad"} & set(keys)
+                assert set(fetched.values) == set(keys) - {"bad"}
+            assert "TypeError" in outcomes[0].failed["bad"]
+            await pool.close()
+
+    run(main())
+
+
+def test_a_value_that_exits_when_it_is_read_is_an_answer() -> None:
+    class Exiting(Store):
+        def read(self, keys: list[Key]) -> Iterator[tuple[Key, Payload | str | None]]:
+            yield keys[0], blob(1)
+            raise SystemExit(3)
+
+    async def main() -> None:
+        async with listening("tcp", data_server=Exiting().server()) as (_, address):
+            pool = pool_of()
+            fetched = await pool.get(address, ["a", "b"])
+            assert list(fetched.values) == ["a"]
+            assert fetched.failed == {"b": "SystemExit: 3"}
+            await pool.close()
+
+    run(main())
+
+
 def test_pool_closes_the_least_recently_used_link_and_never_a_busy_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_messages, "CUT_BYTES", 1 << 20)
 

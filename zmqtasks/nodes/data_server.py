@@ -125,8 +125,7 @@ class _AnsweringLink:
         if self._task is None and self._comm.queued_bytes < QUEUE_BYTES:
             # The common case, a small answer on a free link, needs no task.
             message = next(answer, None)
-            if message is not None and self._packer.goes_at_once(message[1]):
-                self._send(*message)
+            if message is not None and self._is_sent_at_once(*message):
                 message = next(answer, None)
             if message is None:
                 return
@@ -156,7 +155,7 @@ class _AnsweringLink:
                 answer = self._answers.popleft()
                 message = next(answer, None)
                 if message is not None:
-                    self._send(*await self._packer.pack(*message))
+                    await self._pack_and_send(*message)
                     self._answers.append(answer)
                 elif self._paused and len(self._answers) < REQUESTS_PER_LINK // 2:
                     self._paused = False
@@ -164,8 +163,47 @@ class _AnsweringLink:
                 await asyncio.sleep(0)  # drain returns at once on a fast link, and other links have their turn too
         except CommError:
             pass  # comm_ended comes, or has come
+        except Exception as exc:  # nobody would answer the requests that wait
+            _log.exception("answering %s failed", self._comm.peer_address)
+            self._comm.abort(f"{type(exc).__name__}: {exc}")
         finally:
             self._task = None
+
+    def _is_sent_at_once(self, op: DataSent, frames: Sequence[Buffer]) -> bool:
+        try:
+            if not self._packer.goes_at_once(frames):
+                return False
+            self._send(op, frames)
+        except CommError:
+            raise
+        except Exception as exc:
+            self._refuse(op, frames, exc)
+        return True
+
+    async def _pack_and_send(self, op: DataSent, frames: Sequence[Buffer]) -> None:
+        try:
+            self._send(*await self._packer.pack(op, frames))
+        except CommError:
+            raise
+        except Exception as exc:
+            self._refuse(op, frames, exc)
+
+    def _refuse(self, op: DataSent, frames: Sequence[Buffer], error: Exception) -> None:
+        """Says why a value cannot be sent: it has buffers that no transport takes, say."""
+        if len(op.keys) > 1:  # only one of them may be to blame
+            for key, part, buffers in _split(op, frames):
+                try:
+                    self._send(part, buffers)
+                except CommError:
+                    raise
+                except Exception as exc:
+                    self._tell_failed(op.request, key, exc)
+        else:
+            self._tell_failed(op.request, op.keys[0], error)
+
+    def _tell_failed(self, request: int, key: Key, error: Exception) -> None:
+        _log.error("sending data to %s failed", self._comm.peer_address, exc_info=error)
+        self._send(DataSent(request, [], [], [], [], [key], [f"{type(error).__name__}: {error}"]), [])
 
     def _send(self, op: DataSent, frames: Sequence[Buffer]) -> None:
         # Values stay as they are while they are held: what was made of one for this peer may serve the next.
@@ -177,6 +215,14 @@ class _AnsweringLink:
         except CommError:
             return
         self._closing = asyncio.get_running_loop().create_task(self._comm.close())
+
+
+def _split(op: DataSent, frames: Sequence[Buffer]) -> Iterator[tuple[Key, DataSent, Sequence[Buffer]]]:
+    """A message for each value of one."""
+    position = 0
+    for key, header, count in zip(op.keys, op.headers, op.frame_counts, strict=True):
+        yield key, DataSent(op.request, [key], [header], [count]), frames[position : position + count]
+        position += count
 
 
 def _answer(op: GetData, read: Read) -> Iterator[_Message]:
@@ -197,7 +243,9 @@ def _answer(op: GetData, read: Read) -> Iterator[_Message]:
                     failed[key] = f"it has {len(value.frames)} buffers, a message takes {CUT_FRAMES}"
                 else:
                     yield key, value
-        except Exception as exc:
+        except (GeneratorExit, KeyboardInterrupt):
+            raise
+        except BaseException as exc:  # values are pickled by code of users, which may as well raise SystemExit
             _log.exception("reading data for a peer failed")
             failed.update(dict.fromkeys(unanswered, f"{type(exc).__name__}: {exc}"))
             unanswered.clear()

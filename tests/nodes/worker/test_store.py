@@ -72,6 +72,18 @@ def test_reading_for_a_peer_gives_a_payload_none_or_a_reason() -> None:
     assert "lock" in reason
 
 
+def test_an_object_that_exits_when_it_is_pickled_is_a_reason() -> None:
+    class Exits:
+        def __reduce__(self) -> str:
+            raise SystemExit(3)
+
+    store = Store()
+    store.put_value("exits", Exits(), 64)
+    reason = store.read("exits")
+    assert isinstance(reason, str)
+    assert "SystemExit: 3" in reason
+
+
 def test_a_small_view_of_a_received_frame_does_not_keep_it() -> None:
     store = Store()
     frame = memoryview(bytearray(1 << 20))

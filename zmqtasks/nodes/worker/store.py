@@ -173,12 +173,9 @@ class Store:
             return None
         try:
             return entry.payload()
-        except SerializationError as exc:
-            return (
-                f"the result of {format_key(key)}, a {type(entry.value).__qualname__}, cannot leave its worker: {exc}"
-            )
-        except Exception as exc:
-            return (
-                f"the result of {format_key(key)}, a {type(entry.value).__qualname__}, cannot leave its worker:"
-                f" {type(exc).__name__}: {exc}"
-            )
+        except KeyboardInterrupt:
+            raise
+        except BaseException as exc:  # code of users pickles it: a SystemExit must neither end the worker nor be lost
+            reason = str(exc) if isinstance(exc, SerializationError) else f"{type(exc).__name__}: {exc}"
+            kind = type(entry.value).__qualname__
+            return f"the result of {format_key(key)}, a {kind}, cannot leave its worker: {reason}"

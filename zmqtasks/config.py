@@ -27,7 +27,8 @@ class Config:
     heartbeat_s: float = 15.0
     """A silently cut link is noticed within about this time; stopped processes are left alone for as long."""
     grace_s: float = 30.0
-    """How long a node whose control link broke may take to come back before it counts as lost."""
+    """How long a node whose control link broke may take to come back before it counts as lost; and how long nothing may pass
+    on a data link on which values are asked for, before another holder is asked."""
     replay_bytes: int = 256 << 20
     """Unacknowledged control messages a channel keeps for a resumption; past it the channel is full and sends wait."""
     inline_result_bytes: int = 4 << 10

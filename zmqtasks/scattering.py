@@ -95,8 +95,12 @@ async def scatter(
     futures: list[Future[Any]] = [Future(state) for state in states]  # from here on, dropping them releases the data
     with node.lock:
         node.wake()
-    await _wait_settled(node, states, Deadline(timeout_s))
-    await node.placements.wait(states)
+    deadline = Deadline(timeout_s)
+    await _wait_settled(node, states, deadline)
+    if not await node.placements.wait(states, deadline.remaining_s()):
+        raise TaskTimeoutError(
+            f"scatter: not all workers have taken their copies of the data within {deadline.limit_s:g} s"
+        )
     for future in futures:
         error = future._error()
         if error is not None:

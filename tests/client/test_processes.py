@@ -7,14 +7,15 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import client_tasks as tasks
 import pytest
 
 from zmqtasks import Client, Config, LocalCluster, wait
-from zmqtasks.errors import SchedulerLostError
+from zmqtasks.errors import SchedulerLostError, TaskTimeoutError
 
 Eventually = Callable[[Callable[[], object]], None]
 
@@ -123,6 +124,40 @@ def test_a_killed_scheduler_ends_all_waits(tmp_path: Path) -> None:
             client.nthreads()
         assert "disconnected" in repr(client)
         client.close()
+
+
+@contextmanager
+def two_workers() -> Iterator[tuple[Client, dict[str, int]]]:
+    """A client, and the processes of its workers by address; these are continued in the end."""
+    config = Config(grace_s=2, heartbeat_s=2, shared_memory=False)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, config=config, protocol="tcp") as cluster,
+        Client(cluster, config=config) as client,
+    ):
+        pids = client.run(os.getpid)
+        try:
+            yield client, pids
+        finally:
+            for pid in pids.values():
+                os.kill(pid, signal.SIGCONT)
+
+
+def test_a_result_is_had_from_another_holder_than_one_that_is_stopped() -> None:
+    with two_workers() as (client, pids):
+        one, two = pids
+        future = client.submit(bytes, 3_000_000, workers=[one], allow_other_workers=True)
+        assert client.submit(len, future, workers=[two]).result(TIMEOUT_S) == 3_000_000
+        assert len(future.result(TIMEOUT_S)) == 3_000_000
+        os.kill(pids[one], signal.SIGSTOP)
+        assert len(future.result(20)) == 3_000_000
+
+
+def test_scatter_keeps_its_time_limit_when_a_worker_is_stopped() -> None:
+    with two_workers() as (client, pids):
+        client.scatter(bytes(8_000_000), broadcast=True)
+        os.kill(next(iter(pids.values())), signal.SIGSTOP)
+        with pytest.raises(TaskTimeoutError, match="within 1 s"):
+            client.scatter(bytes(64_000_000), broadcast=True, timeout=1)
 
 
 def test_killed_and_restarted_workers() -> None:

@@ -237,8 +237,9 @@ def test_link_that_breaks_takes_all_its_requests_with_it(scheme: str, monkeypatc
             await reading.wait()
             wire.cut()
             for outcome in await asyncio.gather(*gets, return_exceptions=True):
-                assert isinstance(outcome, CommError)
-                assert wire.address in str(outcome)
+                error = outcome if isinstance(outcome, BaseException) else outcome.broken
+                assert isinstance(error, CommError)
+                assert wire.address in str(error)
             with pytest.raises(ConnectError):
                 await pool.get(wire.address, [1])
             wire.mend()
@@ -350,6 +351,70 @@ class Silent(DataServer):
 
     def comm_ended(self, error: Exception) -> None:
         self.ends.append(error)
+
+
+class Trickling(Silent):
+    """Answers each request key by key, as many as it is told to, with a pause before each."""
+
+    def __init__(self, most: int, pause_s: float) -> None:
+        super().__init__()
+        self.most = most
+        self.pause_s = pause_s
+
+    def serve(self, comm: Any, *_: Any) -> None:
+        super().serve(comm)
+        self.comm = comm
+
+    def message_received(self, frames: list[memoryview]) -> None:
+        (request,) = ASK.decode_untrusted(frames[0])[2]
+        self.answer(request.request, request.keys[: self.most])
+
+    def answer(self, request: int, keys: list[Key]) -> None:
+        if keys:
+            self.comm.send([ANSWER.encode(0, 0, [ops.DataSent(request, keys[:1], [b"h"], [0])])])
+            asyncio.get_running_loop().call_later(self.pause_s, self.answer, request, keys[1:])
+
+
+@every_scheme
+def test_a_link_on_which_nothing_passes_fails_for_all_who_wait(scheme: str) -> None:
+    async def main() -> None:
+        silent = Silent()
+        async with listening(scheme, data_server=silent) as (_, address):
+            pool = pool_of(grace_s=0.2)
+            calls = [pool.get(address, [1]), pool.get(address, [2]), pool.put(address, [(3, blob(1))])]
+            for outcome in await asyncio.wait_for(asyncio.gather(*calls, return_exceptions=True), 20):
+                assert isinstance(outcome, CommError)
+                assert f"{address} ended before the answer was complete: nothing has passed for 0.2 s" in str(outcome)
+            await until(lambda: silent.ends)
+            assert pool.addresses == []
+            await pool.close()
+
+    run(main())
+
+
+def test_what_came_before_a_link_fell_silent_is_kept() -> None:
+    async def main() -> None:
+        async with listening("tcp", data_server=Trickling(2, 0)) as (_, address):
+            pool = pool_of(grace_s=0.2)
+            fetched = await asyncio.wait_for(pool.get(address, ["a", "b", "c", "d"]), 20)
+            assert list(fetched.values) == ["a", "b"]
+            assert fetched.unanswered(["a", "b", "c", "d"]) == ["c", "d"]
+            assert address in str(fetched.broken)
+            await pool.close()
+
+    run(main())
+
+
+def test_a_slow_answer_may_take_longer_than_a_silence() -> None:
+    async def main() -> None:
+        async with listening("tcp", data_server=Trickling(20, 0.05)) as (_, address):
+            pool = pool_of(grace_s=0.5)
+            fetched = await pool.get(address, list(range(20)))
+            assert len(fetched.values) == 20
+            assert fetched.broken is None
+            await pool.close()
+
+    run(main())
 
 
 def test_a_link_is_not_closed_as_surplus_before_its_first_request() -> None:

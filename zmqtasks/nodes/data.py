@@ -54,15 +54,25 @@ from zmqtasks.transports.buffer_pool import POOL
 _log = logging.getLogger(__name__)
 
 TRIM_S = 1.0
+LOOKS = 8
+"""A silence is measured by so many looks: a loop that stood still itself, or was stopped, takes one look when it goes on,
+and then what has come meanwhile."""
 
 
 class Fetched(msgspec.Struct):
-    """What came of a request: each key of it is in exactly one of the three."""
+    """What came of a request: each key of it is in exactly one of the three, unless the link broke."""
 
     values: dict[Key, Payload]
     missing: list[Key]
     failed: dict[Key, str]
     """Why a value that is held could not be sent."""
+    broken: CommError | None = None
+    """The link failed after a part of the answer had come."""
+
+    def unanswered(self, keys: Iterable[Key]) -> list[Key]:
+        """Those of `keys` that are in none of the three."""
+        told = {*self.values, *self.missing, *self.failed}
+        return [key for key in keys if key not in told]
 
 
 class LinkFacts(msgspec.Struct, frozen=True):
@@ -121,8 +131,9 @@ class DataPool:
     async def get(self, address: str, keys: list[Key]) -> Fetched:
         """The values of `keys` from the node at `address`.
 
-        Raises CommError when there is no link to it, or the link fails before all is here. Waits for as long as the
-        link lives: callers set their own limits. A cancelled get leaves the link usable.
+        Raises CommError when there is no link to it, or the link fails before anything is here; what has come until then
+        is given with `Fetched.broken`. A link on which nothing passes for `grace_s` while something is asked for has
+        failed; there is no other limit. A cancelled get leaves the link usable.
         """
         if not keys:
             return Fetched({}, [], {})
@@ -200,7 +211,7 @@ class DataPool:
                 address, self._request, security=self._security, config=self._config, limits=DATA_LIMITS
             )
             packer = self._packer(dialed)
-            link = _AskingLink(address, dialed.comm, packer, self._link_ended)
+            link = _AskingLink(address, dialed.comm, packer, self._config.grace_s, self._link_ended)
             self._links[address] = link
             link.start(dialed.arrived.ended)
             self._close_surplus()
@@ -258,8 +269,14 @@ class _Waiting:
 class _AskingLink:
     """The asking side of a data link."""
 
-    def __init__(self, address: str, comm: Comm, packer: Packer, on_ended: Callable[[_AskingLink], None]) -> None:
+    def __init__(
+        self, address: str, comm: Comm, packer: Packer, silence_s: float, on_ended: Callable[[_AskingLink], None]
+    ) -> None:
         self.address = address
+        self._silence_s = silence_s
+        self._silent_looks = 0
+        self._received = self._handed_over = 0
+        self._looking: asyncio.TimerHandle | None = None
         self._comm = comm
         self._packer = packer
         self._inbox = Inbox(comm, self._handle, self._give_up, packer.decompressed)
@@ -373,6 +390,34 @@ class _AskingLink:
         self._packer.send(frames)
         self._waiting[number] = waiting
         waiting.future.add_done_callback(lambda _: self._waiting.pop(number, None))
+        if self._looking is None:
+            self._has_moved()
+            self._silent_looks = 0
+            self._look_later()
+
+    def _look_later(self) -> None:
+        self._looking = asyncio.get_running_loop().call_later(self._silence_s / LOOKS, self._look)
+
+    def _look(self) -> None:
+        """Ends a link on which nothing passes although something is asked for: others may have the values."""
+        self._looking = None
+        if not self._waiting:
+            return
+        self._silent_looks = 0 if self._has_moved() else self._silent_looks + 1
+        if self._silent_looks < LOOKS:
+            self._look_later()
+            return
+        self._comm.abort("given up")
+        self._fail(CommBrokenError(f"nothing has passed for {self._silence_s:g} s"))
+
+    def _has_moved(self) -> bool:
+        """Whether bytes have come, or the peer has taken some, since the last call."""
+        comm = self._comm.statistics()
+        received, handed_over = comm.bytes_received, comm.bytes_sent - comm.queued_bytes
+        moved = received > self._received or handed_over > self._handed_over
+        # What is queued may count a little more than what was sent: only more than ever before is news.
+        self._received, self._handed_over = received, max(handed_over, self._handed_over)
+        return moved
 
     def _on_data_sent(self, op: DataSent, frames: list[memoryview]) -> None:
         values = payloads_untrusted(op.keys, op.headers, op.frame_counts, frames)
@@ -415,9 +460,16 @@ class _AskingLink:
         self.ended = self.ended or error
         self._inbox.stop()
         self._on_ended(self)
+        if self._looking is not None:
+            self._looking.cancel()
         for waiting in list(self._waiting.values()):
             if not waiting.future.done():
-                waiting.future.set_exception(_comm_error(self.address, error))
+                fetched, broken = waiting.fetched, _comm_error(self.address, error)
+                if fetched.values or fetched.missing or fetched.failed:
+                    fetched.broken = broken
+                    waiting.future.set_result(fetched)
+                else:
+                    waiting.future.set_exception(broken)
         self._waiting.clear()
 
 

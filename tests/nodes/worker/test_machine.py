@@ -223,6 +223,16 @@ def test_a_holder_without_the_key_is_struck_and_the_next_one_asked_then_the_sche
     assert case.out() == ([DataAdded(["a"], [10])], [StartRuns([case.run(1)])])
 
 
+def test_what_came_before_a_link_broke_is_kept_and_the_rest_asked_of_others() -> None:
+    case = Case()
+    case.receive(Inputs(["a", "b", "c"], [10] * 3, [[1], [1], [1, 2]]), compute([1, 2, 3], [["a"], ["b"], ["c"]]))
+    assert case.machine.fetch_finished(1, {"a": 10}, [], {}, ["b", "c"]) == ["a"]
+    assert case.out() == (
+        [DataAdded(["a"], [10]), FetchFailed(["b"], 1, False)],
+        [StartRuns([case.run(1)]), FetchKeys(2, "two", ["c"])],
+    )
+
+
 def test_an_input_that_cannot_be_sent_fails_the_runs_that_need_it() -> None:
     case = Case()
     case.receive(Inputs(["a", "b"], [10, 10], [[1], [1]]), compute([1, 2, 3], [["a"], ["a", "b"], ["b"]]))

@@ -219,7 +219,10 @@ class World:
         sizes = {key: 4 for key, fate in fates.items() if fate < 0.7}
         missing = [key for key, fate in fates.items() if 0.7 <= fate < 0.95]
         failed = {key: "no pickle" for key, fate in fates.items() if fate >= 0.95}
-        kept = self.machine.fetch_finished(fetch.request, sizes, missing, failed)
+        unanswered = list(failed) if self.rng.random() < 0.5 else []
+        for key in unanswered:
+            del failed[key]
+        kept = self.machine.fetch_finished(fetch.request, sizes, missing, failed, unanswered)
         for key in kept:
             self.keep(key)
 

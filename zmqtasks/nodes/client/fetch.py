@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from zmqtasks.errors import CommError, LostDataError, SerializationError, ZmqTasksError
 from zmqtasks.ids import Key, format_key
+from zmqtasks.nodes.channel import Fetched
 from zmqtasks.nodes.client.state import FINISHED, FutureState
 from zmqtasks.protocol.ops import ReportMissing
 from zmqtasks.protocol.payload import Payload
@@ -28,7 +29,8 @@ async def fetch(node: ClientNode, states: Sequence[FutureState]) -> dict[Key, Pa
     """The values of those of `states` that are (and remain) FINISHED; for what can't be had, the error.
 
     A key that a worker doesn't give is reported; the scheduler then says that it is computed again (its record changes,
-    and it is left out), or names other holders. Ends after the grace time at the latest if nobody gives anything.
+    and it is left out), or names other holders. A holder that says nothing for the grace time is left for another one;
+    ends soon after that if nobody gives anything.
     """
     found: dict[Key, Payload | ZmqTasksError] = {}
     pause_s = FIRST_PAUSE_S
@@ -66,13 +68,14 @@ async def _get(
     try:
         fetched = await node.pool.get(address, keys)
     except CommError as exc:
-        logger.debug("could not fetch from %s: %s", address, exc)
-        node.tell(ReportMissing(keys, address, reachable=False))
-        return f"{address}: {exc}"
+        fetched = Fetched({}, [], {}, exc)
     found.update(fetched.values)
     for key, reason in fetched.failed.items():
         found[key] = SerializationError(f"the result of {format_key(key)!r} cannot be sent: {reason}")
     if fetched.missing:
         node.tell(ReportMissing(fetched.missing, address, reachable=True))
-        return f"{address} does not have it any more"
-    return None
+    if fetched.broken is not None:
+        logger.debug("could not fetch from %s: %s", address, fetched.broken)
+        node.tell(ReportMissing(fetched.unanswered(keys), address, reachable=False))
+        return f"{address}: {fetched.broken}"
+    return f"{address} does not have it any more" if fetched.missing else None

@@ -36,11 +36,16 @@ class Placements:
         keys = {state.key for state in states}
         return any(not placed.isdisjoint(keys) for placed in self._tasks.values())
 
-    async def wait(self, states: Iterable[FutureState]) -> None:
-        """Returns when no data of these keys is on its way to a worker any more."""
+    async def wait(self, states: Iterable[FutureState], timeout_s: float | None) -> bool:
+        """Waits until no data of these keys is on its way to a worker any more; False: that took too long."""
         keys = {state.key for state in states}
-        while tasks := [task for task, placed in self._tasks.items() if not placed.isdisjoint(keys)]:
-            await asyncio.wait(tasks)
+        try:
+            async with asyncio.timeout(timeout_s):
+                while tasks := [task for task, placed in self._tasks.items() if not placed.isdisjoint(keys)]:
+                    await asyncio.wait(tasks)
+        except TimeoutError:
+            return False
+        return True
 
     def cancel(self) -> None:
         """The client is closed."""

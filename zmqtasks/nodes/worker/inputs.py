@@ -248,9 +248,9 @@ class InputTable:
             record.waiters = None
 
     def fetch_finished(
-        self, request: int, sizes: dict[Key, int], missing: Iterable[Key], ready: list[Run]
+        self, request: int, sizes: dict[Key, int], missing: Iterable[Key], unanswered: Iterable[Key], ready: list[Run]
     ) -> tuple[list[Key], list[Input]]:
-        """A peer has answered; gives the keys to keep, and inputs that neither came nor are missing."""
+        """A peer has answered, all but `unanswered`, for which the link broke; gives the keys to keep, and all other inputs."""
         fetch = self._end_request(request)
         kept: list[Key] = []
         for key, size in sizes.items():
@@ -267,6 +267,8 @@ class InputTable:
             self._outbox.ops.append(DataAdded(kept, [sizes[key] for key in kept]))
         lost = [fetch.records.pop(key) for key in missing if key in fetch.records]
         self._failed(fetch.holder, lost, reachable=True)
+        cut_off = [fetch.records.pop(key) for key in unanswered if key in fetch.records]
+        self._failed(fetch.holder, cut_off, reachable=False)
         return kept, list(fetch.records.values())
 
     def fetch_broken(self, request: int) -> None:

@@ -300,11 +300,19 @@ class WorkerMachine:
     # --- stimuli from data links ------------------------------------------------------------------------------------
 
     def fetch_finished(
-        self, request: int, sizes: dict[Key, int], missing: Iterable[Key], failed: dict[Key, str]
+        self,
+        request: int,
+        sizes: dict[Key, int],
+        missing: Iterable[Key],
+        failed: dict[Key, str],
+        unanswered: Iterable[Key] = (),
     ) -> list[Key]:
-        """A peer has answered; the values of the returned keys are put into the store before the outbox is drained."""
+        """A peer has answered; the values of the returned keys are put into the store before the outbox is drained.
+
+        The link broke before it answered for `unanswered`: these are dealt with as by `fetch_broken`.
+        """
         ready: list[Run] = []
-        kept, silent = self.inputs.fetch_finished(request, sizes, missing, ready)
+        kept, silent = self.inputs.fetch_finished(request, sizes, missing, unanswered, ready)
         for record in silent:
             reason = failed.get(record.key, "the answer of its holder did not mention it")
             text = f"SerializationError: input {record.key!r} cannot be sent: {reason}"

@@ -80,9 +80,6 @@ logger = logging.getLogger(__name__)
 CALLS_ACTOR = 2
 """Of `TaskOptions.actor`: a call of the actor that is the last input."""
 
-SLOWEST_PEER_BYTES_PER_S = 1 << 20
-"""A fetch that is slower than this, beyond the grace time, counts as failed: another replica is tried."""
-
 
 class WorkerNode:
     """A worker: connects to a scheduler, runs its tasks, holds results and gives them to peers.
@@ -413,20 +410,24 @@ class WorkerNode:
 
     async def _fetch(self, request: FetchKeys) -> None:
         """Gets values from a peer and tells the machine."""
-        sizes = (record.size for key in request.keys if (record := self._machine.inputs.records.get(key)))
-        timeout_s = self.config.grace_s + sum(sizes) / SLOWEST_PEER_BYTES_PER_S
         try:
-            async with asyncio.timeout(timeout_s):
-                fetched = await self._pool.get(request.address, request.keys)
-        except (ZmqTasksError, TimeoutError) as exc:
-            logger.info("%d inputs could not be fetched from %s: %s", len(request.keys), request.address, exc)
+            fetched = await self._pool.get(request.address, request.keys)
+        except ZmqTasksError as exc:
+            self._log_broken(request, len(request.keys), exc)
             self._machine.fetch_broken(request.request)
         else:
+            unanswered: list[Key] = []
+            if fetched.broken is not None:
+                unanswered = fetched.unanswered(request.keys)
+                self._log_broken(request, len(unanswered), fetched.broken)
             received = {key: payload.nbytes for key, payload in fetched.values.items()}
-            kept = self._machine.fetch_finished(request.request, received, fetched.missing, fetched.failed)
+            kept = self._machine.fetch_finished(request.request, received, fetched.missing, fetched.failed, unanswered)
             for key in kept:
                 self._store.put_payload(key, fetched.values[key])
         self._flush()
+
+    def _log_broken(self, request: FetchKeys, count: int, error: ZmqTasksError) -> None:
+        logger.info("%d inputs could not be fetched from %s: %s", count, request.address, error)
 
     def _read(self, keys: list[Key]) -> Iterator[tuple[Key, Payload | str | None]]:
         self.executor.drain()

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.links import CONFIG, SCHEMES, SECURITY, Node, listening, run, until, wire_to
-from zmqtasks.errors import CommClosedError, CommError, ConnectError
+from zmqtasks.errors import CommClosedError, CommError, ConnectError, SerializationError
 from zmqtasks.ids import Key, new_instance_id
 from zmqtasks.nodes import data_messages, data_server, links
 from zmqtasks.nodes.channel import DataPool, DataServer
@@ -516,6 +516,38 @@ def test_failed_dial_is_an_error_of_its_own_for_each() -> None:
                 await stranger.get(address, [1])
             await stranger.close()
         await pool.close()
+
+    run(main())
+
+
+def test_a_closed_pool_leaves_no_timer_behind_while_memory_is_lent() -> None:
+    async def main() -> None:
+        store = Store()
+        store.values[1] = blob(2 << 20)
+        async with listening("tcp", data_server=store.server()) as (_, address):
+            pool = pool_of()
+            fetched = await pool.get(address, [1])
+            timer = pool._trimming
+            assert timer is not None
+            await pool.close()
+            assert timer.cancelled()
+            assert len(fetched.values) == 1
+
+    run(main())
+
+
+def test_a_value_of_too_many_buffers_is_not_put_and_the_link_goes_on() -> None:
+    async def main() -> None:
+        store = Store()
+        async with listening("tcp", data_server=store.server()) as (node, address):
+            pool = pool_of()
+            await pool.put(address, [("a", blob(1))])
+            with pytest.raises(SerializationError, match="b has 1048576 buffers, a message takes 1048575"):
+                await pool.put(address, [("b", Payload(b"h", [b"x"] * DATA_LIMITS.frames))])
+            await pool.put(address, [("c", blob(1))])
+            assert set(store.values) == {"a", "c"}
+            assert len(node.peers) == 1
+            await pool.close()
 
     run(main())
 

@@ -2,8 +2,9 @@
 
 A data link carries requests one way and answers the other; many requests are under way at the same time. A value
 travels as its payload's header (inside the op) and frames (uncopied, in the frames of the message). Long answers are
-cut into messages of about `CUT_BYTES`, and the answers to several requests on one link take turns message by message, so
-a small request never waits for the whole of a large one. Data links are not resumed: when one breaks, all its requests
+cut between values into messages of about `CUT_BYTES`, and the answers to several requests on one link take turns message
+by message: a small request waits for single values before it, however large, but never for the whole of a request for
+many. Data links are not resumed: when one breaks, all its requests
 fail with `CommError`, and whoever asked tries another holder or again.
 """
 
@@ -25,10 +26,11 @@ from zmqtasks.errors import (
     ConfigError,
     ProtocolError,
     RemoteProtocolError,
+    SerializationError,
     ZmqTasksError,
 )
-from zmqtasks.ids import InstanceId, Key, SessionId
-from zmqtasks.nodes.data_messages import cut, payloads_untrusted
+from zmqtasks.ids import InstanceId, Key, SessionId, format_key
+from zmqtasks.nodes.data_messages import CUT_FRAMES, cut, payloads_untrusted
 from zmqtasks.nodes.data_packing import Batch, Inbox, Packer
 from zmqtasks.nodes.links import Dialed, dial
 from zmqtasks.nodes.versions import own_versions
@@ -149,10 +151,16 @@ class DataPool:
     async def put(self, address: str, items: list[tuple[Key, Payload]]) -> None:
         """Gives values to the node at `address`; they are held there when this returns.
 
-        Raises CommError as `get` does, and when the node could not take them. After failure any of them may be held.
+        Raises CommError as `get` does, and when the node could not take them: after that any of them may be held. Raises
+        SerializationError, and sends nothing, when a value has more buffers than fit into a message.
         """
         if not items:
             return
+        for key, payload in items:
+            if len(payload.frames) > CUT_FRAMES:
+                raise SerializationError(
+                    f"{format_key(key)} has {len(payload.frames)} buffers, a message takes {CUT_FRAMES}"
+                )
         self._users[address] += 1
         try:
             link = await self._link(address)
@@ -163,6 +171,9 @@ class DataPool:
     async def close(self) -> None:
         """Closes all links; requests under way fail with CommClosedError. Idempotent."""
         self._closed = True
+        if self._trimming is not None:
+            self._trimming.cancel()
+            self._trimming = None
         for task in list(self._dials.values()):
             task.cancel()
         if self._dials:

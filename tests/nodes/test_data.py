@@ -223,6 +223,31 @@ def test_cancelled_get_leaves_the_link_usable(scheme: str, monkeypatch: pytest.M
 
 
 @every_scheme
+def test_the_rest_of_a_cancelled_get_is_not_sent(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data_messages, "CUT_BYTES", 1 << 20)
+
+    async def main() -> None:
+        store = Store()
+        value = blob(1 << 20)
+        store.values.update(dict.fromkeys(range(1000), value))
+        server = store.server()
+        async with listening(scheme, data_server=server) as (_, address):
+            pool = pool_of()
+            getting = asyncio.ensure_future(pool.get(address, list(range(1000))))
+            store.on_read = getting.cancel
+            await asyncio.wait([getting])
+            assert getting.cancelled()
+            (link,) = server._links
+            await until(lambda: not link._answers and link._task is None)
+            assert len(store.reads) < 500
+            assert link._by_request == {}
+            assert list((await pool.get(address, [1])).values) == [1]
+            await pool.close()
+
+    run(main())
+
+
+@every_scheme
 def test_link_that_breaks_takes_all_its_requests_with_it(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(data_messages, "CUT_BYTES", 1 << 20)
 

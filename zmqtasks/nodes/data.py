@@ -11,6 +11,7 @@ fail with `CommError`, and whoever asked tries another holder or again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import Counter, OrderedDict
@@ -43,6 +44,7 @@ from zmqtasks.protocol.ops import (
     DataPut,
     DataReply,
     DataSent,
+    DropRequest,
     GetData,
     Goodbye,
     PutData,
@@ -135,7 +137,8 @@ class DataPool:
 
         Raises CommError when there is no link to it, or the link fails before anything is here; what has come until then
         is given with `Fetched.broken`. A link on which nothing passes for `grace_s` while something is asked for has
-        failed; there is no other limit. A cancelled get leaves the link usable.
+        failed; there is no other limit. A cancelled get leaves the link usable,
+        and what was not on its way yet does not come.
         """
         if not keys:
             return Fetched({}, [], {})
@@ -328,7 +331,12 @@ class _AskingLink:
         number = self._next_request()
         waiting = _Waiting(keys)
         frame = self._codec.encode(0, 0, (GetData(number, keys, int(self._incoming.proven)),))
-        return await self._answer(number, waiting, [frame])
+        self._send(number, waiting, [frame])
+        try:
+            return await waiting.future
+        except asyncio.CancelledError:
+            self._drop(number)
+            raise
 
     async def put(self, items: list[tuple[Key, Payload]]) -> None:
         answers: list[asyncio.Future[Fetched]] = []
@@ -393,9 +401,11 @@ class _AskingLink:
         self._requests += 1
         return self._requests
 
-    async def _answer(self, number: int, waiting: _Waiting, frames: Frames) -> Fetched:
-        self._send(number, waiting, frames)
-        return await waiting.future
+    def _drop(self, number: int) -> None:
+        """What is not on its way yet need not come: it would share the link with what is wanted."""
+        if self.ended is None:
+            with contextlib.suppress(CommError):  # comm_ended comes next
+                self._packer.send([self._codec.encode(0, 0, (DropRequest(number),))])
 
     def _send(self, number: int, waiting: _Waiting, frames: Frames) -> None:
         self._packer.send(frames)

@@ -16,7 +16,7 @@ from zmqtasks.nodes.data_packing import Batch, Inbox, Packer
 from zmqtasks.protocol.codec import Codec
 from zmqtasks.protocol.compression import Counters
 from zmqtasks.protocol.frames import MIB, Buffer
-from zmqtasks.protocol.ops import DataPut, DataRequest, DataSent, GetData, Goodbye, PutData
+from zmqtasks.protocol.ops import DataPut, DataRequest, DataSent, DropRequest, GetData, Goodbye, PutData
 from zmqtasks.protocol.payload import Payload
 from zmqtasks.transports.base import Comm
 
@@ -64,6 +64,16 @@ class DataServer:
             await asyncio.wait([asyncio.ensure_future(link.close()) for link in links])
 
 
+class _Answer:
+    """An answer that is under way."""
+
+    __slots__ = ("messages", "request")
+
+    def __init__(self, request: int, messages: Iterator[_Message]) -> None:
+        self.request = request
+        self.messages = messages
+
+
 class _AnsweringLink:
     """The answering side of a data link."""
 
@@ -77,7 +87,8 @@ class _AnsweringLink:
         self._write = write
         self._on_ended = on_ended
         self._codec = Codec(DataRequest)
-        self._answers: deque[Iterator[_Message]] = deque()
+        self._answers: deque[_Answer] = deque()
+        self._by_request: dict[int, _Answer] = {}
         self._task: asyncio.Task[None] | None = None
         self._paused = False
 
@@ -96,6 +107,8 @@ class _AnsweringLink:
                         self._on_get_data(op)
                     case PutData():
                         self._on_put_data(op, frames)
+                    case DropRequest():
+                        self._on_drop_request(op)
                     case _:
                         pass  # the peer closes next
         except CommError:
@@ -108,6 +121,7 @@ class _AnsweringLink:
     def comm_ended(self, error: Exception) -> None:
         self._inbox.stop()
         self._answers.clear()
+        self._by_request.clear()
         if self._task is not None:
             self._task.cancel()
         self._on_ended(self)
@@ -117,25 +131,32 @@ class _AnsweringLink:
             self._task.cancel()
         self._inbox.stop()
         self._answers.clear()
+        self._by_request.clear()
         await self._comm.close()
 
     def _on_get_data(self, op: GetData) -> None:
         self._packer.rate.told = max(0, op.seen_rate)
-        answer = _answer(op, self._read)
+        messages = _answer(op, self._read)
         if self._task is None and self._comm.queued_bytes < QUEUE_BYTES:
             # The common case, a small answer on a free link, needs no task.
-            message = next(answer, None)
+            message = next(messages, None)
             if message is not None and self._is_sent_at_once(*message):
-                message = next(answer, None)
+                message = next(messages, None)
             if message is None:
                 return
-            answer = itertools.chain((message,), answer)
+            messages = itertools.chain((message,), messages)
+        answer = _Answer(op.request, messages)
         self._answers.append(answer)
+        self._by_request[op.request] = answer
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._send_answers())
         if len(self._answers) > REQUESTS_PER_LINK and not self._paused:
             self._paused = True
             self._comm.pause_receiving()
+
+    def _on_drop_request(self, op: DropRequest) -> None:
+        if (answer := self._by_request.get(op.request)) is not None:
+            answer.messages = iter(())  # it ends at its next turn
 
     def _on_put_data(self, op: PutData, frames: list[memoryview]) -> None:
         items = list(payloads_untrusted(op.keys, op.headers, op.frame_counts, frames).items())
@@ -153,13 +174,15 @@ class _AnsweringLink:
             while self._answers:
                 await self._packer.drain()
                 answer = self._answers.popleft()
-                message = next(answer, None)
+                message = next(answer.messages, None)
                 if message is not None:
                     await self._pack_and_send(*message)
                     self._answers.append(answer)
-                elif self._paused and len(self._answers) < REQUESTS_PER_LINK // 2:
-                    self._paused = False
-                    self._comm.resume_receiving()
+                else:
+                    self._by_request.pop(answer.request, None)
+                    if self._paused and len(self._answers) < REQUESTS_PER_LINK // 2:
+                        self._paused = False
+                        self._comm.resume_receiving()
                 await asyncio.sleep(0)  # drain returns at once on a fast link, and other links have their turn too
         except CommError:
             pass  # comm_ended comes, or has come

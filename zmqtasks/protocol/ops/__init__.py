@@ -78,6 +78,7 @@ from zmqtasks.protocol.ops.coordination import (
 from zmqtasks.protocol.ops.data import (
     DataPut,
     DataSent,
+    DropRequest,
     GetData,
     PutData,
 )
@@ -149,6 +150,7 @@ __all__ = [
     "DeclareData",
     "DeleteValue",
     "DropData",
+    "DropRequest",
     "ErrorInfo",
     "FetchFailed",
     "FreeKeys",
@@ -308,5 +310,5 @@ WorkerToScheduler: TypeAlias = (
 )
 NannyToScheduler: TypeAlias = WorkerStarted | WorkerExited | WorkerChecked | CallFinished | LogMessages | Goodbye
 SchedulerToNanny: TypeAlias = CheckWorker | RestartWorkers | StopNanny | CallFunction | Goodbye
-DataRequest: TypeAlias = GetData | PutData | Goodbye
+DataRequest: TypeAlias = GetData | PutData | DropRequest | Goodbye
 DataReply: TypeAlias = DataSent | DataPut | Goodbye

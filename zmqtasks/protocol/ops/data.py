@@ -51,3 +51,9 @@ class DataPut(Op, frozen=True, tag=123):
 
     request: int
     error: str = ""
+
+
+class DropRequest(Op, frozen=True, tag=124):
+    """Nobody waits for the rest of the answers to a `GetData` any more: none need come. Unknown requests are passed over."""
+
+    request: int

@@ -7,7 +7,6 @@ import dataclasses
 import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import pytest
 from tests.links import CONFIG, SCHEMES, SECURITY, Node, listening, run, until, wire_to
 from zmqtasks.errors import CommClosedError, CommError, ConnectError, SerializationError
 from zmqtasks.ids import Key, new_instance_id
-from zmqtasks.nodes import data_messages, data_server, links
+from zmqtasks.nodes import data_messages, data_packing, data_server, links
 from zmqtasks.nodes.channel import DataPool, DataServer
 from zmqtasks.protocol import ops
 from zmqtasks.protocol.codec import Codec
@@ -469,15 +468,15 @@ def test_a_link_whose_put_is_being_packed_is_not_closed_as_surplus() -> None:
         taking, giving = Store(), Store()
         giving.values[1] = blob(1)
         free = threading.Event()
-        threads = ThreadPoolExecutor(1)
-        asyncio.get_running_loop().set_default_executor(threads)
+        threads = data_packing._threads()
         async with listening("tcp", data_server=taking.server()) as (_, address):
             answering = Node(data_server=giving.server())
             other = await answering.acceptor.listen("tcp://127.0.0.1:0")
             pool = pool_of(data_links=1, compression="lz4")
             await pool.get(address, ["nothing"])
             try:
-                threads.submit(free.wait)
+                for _ in range(threads._max_workers):
+                    threads.submit(free.wait)
                 putting = asyncio.ensure_future(pool.put(address, [("x", blob(4 << 20))]))
                 await until(lambda: threads._work_queue.qsize())
                 assert list((await pool.get(other, [1])).values) == [1]

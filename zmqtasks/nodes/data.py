@@ -213,9 +213,7 @@ class DataPool:
             if isinstance(exc, CommError):
                 raise type(exc)(str(exc)) from exc  # each waiter gets an error of its own
             raise CommError(f"no data link: {exc}") from exc
-        if (
-            link.ended is not None
-        ):  # no second try: a node that admits links and cannot serve them would take them for ever
+        if link.ended is not None:  # no second try: who admits links and cannot serve them would take them for ever
             raise _comm_error(address, link.ended)
         return link
 
@@ -370,8 +368,11 @@ class _AskingLink:
         try:
             _, _, ops = self._codec.decode_untrusted(frames[0])
             for op in ops:
-                if isinstance(op, DataSent) and (waiting := self._waiting.get(op.request)):
-                    waiting.bytes += total_size(frames)
+                if isinstance(op, DataSent):
+                    if waiting := self._waiting.get(op.request):
+                        waiting.bytes += total_size(frames)
+                    else:
+                        self._check_past(op.request)  # before anything is unpacked that nobody has asked for
             self._inbox.received_untrusted(ops, frames)
         except ProtocolError as exc:
             self._give_up(exc)

@@ -49,7 +49,7 @@ class _Request:
 
 
 class _Aside:
-    """inputs whose holders all have enough in flight, first in first out, found by each of these holders."""
+    """Inputs whose holders all have enough in flight, first in first out, found by each of these holders."""
 
     def __init__(self) -> None:
         # A queue for each set of holders: an input is in one place only, however many hold it.
@@ -144,9 +144,8 @@ class InputTable:
         if holders and record.state is InputState.MISSING:
             self._need(record)
         elif record.state is _NEEDED:
-            self._needed.append(
-                record
-            )  # it may be set aside because of others; where it is too often it is passed over
+            # It may be set aside because of others. Where it then is twice, it is passed over later.
+            self._needed.append(record)
 
     def free(self, keys: Sequence[Key]) -> None:
         """Forgets results and replicas; inputs that runs here still wait for are kept."""

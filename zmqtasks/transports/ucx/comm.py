@@ -196,7 +196,7 @@ class UcxComm(TcpComm):
         self._asking = self._loop.call_later(_ASK_S, self._ask)
         self._worker.receive(self._tag, missing, self._received)
 
-    def _received(self, error: Exception | None) -> None:
+    def _received(self, size: int, error: Exception | None) -> None:
         if self._dropped or self._incoming is None:
             return
         if isinstance(error, ValueError):
@@ -206,6 +206,7 @@ class UcxComm(TcpComm):
             self._break(error)
             return
         self._quiet = 0
+        self._bytes_received += size  # as it comes: who waits for a message looks whether anything does
         self._missing -= 1
         if not self._missing:
             self._whole()
@@ -215,7 +216,6 @@ class UcxComm(TcpComm):
         assert frames is not None
         if self._asking is not None:
             self._asking.cancel()
-        self._bytes_received += sum(frame.nbytes for frame in frames if frame.nbytes >= LARGE_BYTES)
         super()._hand_over(frames)
         if self._wanted and not self._delivering and not self._dropped:
             self._delivering = True

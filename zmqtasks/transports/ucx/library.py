@@ -19,6 +19,7 @@ import resource
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 from zmqtasks.errors import AddressError
@@ -52,6 +53,8 @@ _KINDS = {"sm": ("posix", "sysv", "cma", "xpmem", "knem"), "shm": ("posix", "sys
 
 _Request = tuple[Any, memoryview, Callable[[Exception | None], None], Any]
 """What UCX is at, the memory it must not lose, who wants to know, and the endpoint that sends."""
+
+_Received = Callable[[int, Exception | None], None]
 
 _lock = threading.RLock()
 """Held while the environment is ours, and around `_workers`: loops of several threads may come at the same time."""
@@ -151,7 +154,7 @@ class UcxWorker:
         self._descriptor: int = self._worker.epoll_file_descriptor
         self.address = bytes(libucxx.UCXAddress.create_from_worker(self._worker))
         self._requests: list[_Request] = []
-        self._awaited: dict[int, tuple[deque[memoryview], Callable[[Exception | None], None]]] = {}
+        self._awaited: dict[int, tuple[deque[memoryview], _Received]] = {}
         self._scheduled = False
         self._stuck = False
         self._ended = False
@@ -182,8 +185,8 @@ class UcxWorker:
         self._requests.append((request, data, done, endpoint))
         self._schedule()
 
-    def receive(self, tag: int, memories: Iterable[memoryview], done: Callable[[Exception | None], None]) -> None:
-        """Fills each of `memories` by a transfer under `tag`, in order; `done` is called in the loop, for each of them.
+    def receive(self, tag: int, memories: Iterable[memoryview], done: _Received) -> None:
+        """Fills each of `memories` by a transfer under `tag`, in order; `done(size, error)` is called in the loop, for each.
 
         UCX gets a memory when the transfer has been announced to it, with the right size: what never comes, or is
         forgotten by then, never has a hold on memory. All that are announced are under way at the same time.
@@ -279,13 +282,13 @@ class UcxWorker:
                 memory = memories[0]
                 if found.length != memory.nbytes:  # it stays where it is: what is taken out must be received
                     self.forget(tag)
-                    done(ValueError(f"it transferred {found.length} bytes where it had announced {memory.nbytes}"))
+                    done(0, ValueError(f"it transferred {found.length} bytes where it had announced {memory.nbytes}"))
                     if self._ended:
                         return
                     break
                 memories.popleft()
                 found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=True)
                 request = self._worker.tag_recv_with_handle(self._array(memory), found)
-                self._requests.append((request, memory, done, None))
+                self._requests.append((request, memory, partial(done, memory.nbytes), None))
             if not memories:
                 self.forget(tag)

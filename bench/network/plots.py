@@ -10,6 +10,7 @@ import functools
 import io
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,9 +86,11 @@ def plots(report: Report) -> list[Plot]:
         about = "Round trips by message size: median, and dotted what 99 % stayed within."
         made.append(Plot("latency", "Latency", about, lambda: _latency(subjects)))
     held = [subject for subject in subjects if subject.gil and moves_bytes(subject)]
-    if any(subject.gil.bandwidth for subject in held):
+    # Without what only copies memory, which dwarfs the others.
+    loaded = [subject for subject in held if subject.gil.bandwidth and subject.id != "memcpy"]
+    if loaded:
         about = "Large messages, idle and while a thread of both processes computes in pure Python."
-        made.append(Plot("gil-bandwidth", "Bandwidth while the GIL is held", about, lambda: _held_bandwidth(held)))
+        made.append(Plot("gil-bandwidth", "Bandwidth while the GIL is held", about, lambda: _held_bandwidth(loaded)))
     if any(subject.gil.latency_us for subject in held):
         about = "Mean round trips, idle and while a thread of both processes computes in pure Python."
         made.append(Plot("gil-latency", "Round trips while the GIL is held", about, lambda: _held_latency(held)))
@@ -134,14 +137,24 @@ def write_pngs(report: Report, folder: Path) -> list[Path]:
         written = []
         for plot in plots(report):
             path = folder / f"{plot.name}.png"
-            with _style(_PNG_INK, _PNG_GRID, plot.name):
-                drawing = plot.draw()
-                drawing.suptitle(plot.title, x=0.02, ha="left", fontsize=10, fontweight="bold")
-                drawing.savefig(path, format="png", dpi=_PNG_DPI, facecolor="white")
-            written.append(path)
+            try:
+                _write_png(plot, path)
+            except OSError:
+                raise
+            except Exception as exc:  # as in `report`: the other files are worth having
+                print(f"{path} could not be drawn: {type(exc).__name__}: {exc}", file=sys.stderr)
+            else:
+                written.append(path)
     except OSError as exc:
         raise MeasuringError(f"plots cannot be written to {folder}: {exc}") from exc
     return written
+
+
+def _write_png(plot: Plot, path: Path) -> None:
+    with _style(_PNG_INK, _PNG_GRID, plot.name):
+        drawing = plot.draw()
+        drawing.suptitle(plot.title, x=0.02, ha="left", fontsize=10, fontweight="bold")
+        drawing.savefig(path, format="png", dpi=_PNG_DPI, facecolor="white")
 
 
 def new_figure(height_in: float, width_in: float = _WIDTH_IN) -> Any:
@@ -285,12 +298,7 @@ def _round_trips(subjects: list[Subject]) -> Any:
 
 def _held_bandwidth(subjects: list[Subject]) -> Any:
     size = max(size for subject in subjects for size in subject.gil.bandwidth)
-    # Without what only copies memory, which dwarfs the others.
-    rows = [
-        (subject.name, _bandwidth_at(subject.idle, size), _bandwidth_at(subject.gil, size))
-        for subject in subjects
-        if subject.id != "memcpy"
-    ]
+    rows = [(each.name, _bandwidth_at(each.idle, size), _bandwidth_at(each.gil, size)) for each in subjects]
     return _bars(rows, ("idle", "GIL held"), bandwidth_text, f"messages of {size_text(size)}")
 
 

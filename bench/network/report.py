@@ -88,7 +88,11 @@ def _plots(report: Report) -> str:
 
 def _plot(plot: Plot) -> str:
     caption = f'<figcaption><h3>{escape(plot.title)}</h3><p class="soft">{escape(plot.about)}</p></figcaption>'
-    return f"<figure>{caption}{svg(plot)}</figure>"
+    try:
+        drawing = svg(plot)
+    except Exception as exc:  # minutes of measuring stand in the tables below, whatever is wrong with a drawing
+        drawing = f'<p class="notice">It could not be drawn: {escape(f"{type(exc).__name__}: {exc}")}</p>'
+    return f"<figure>{caption}{drawing}</figure>"
 
 
 def _table(section: Section) -> str:

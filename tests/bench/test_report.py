@@ -8,10 +8,10 @@ from html.parser import HTMLParser
 import pytest
 
 from bench.network import plots
-from bench.network.document import to_dict
+from bench.network.document import Series, Subject, to_dict
 from bench.network.report import render
 from tests.bench.browser import CHROMIUM, Browser
-from tests.bench.documents import report
+from tests.bench.documents import report, series
 
 
 class _Parser(HTMLParser):
@@ -65,6 +65,27 @@ def test_a_run_with_next_to_nothing_has_a_report():
     document.subjects.clear()
     document.complete = False
     assert "interrupted" in render(to_dict(document))
+
+
+def test_a_run_that_got_no_further_than_memcpy_has_a_report(tmp_path):
+    """Ctrl-C after some seconds: of the figures with the GIL held, there are only those that have no plot."""
+    document = report()
+    figures = series(trip_us=1, bandwidth=4e10, rounds=1)
+    only = Series(bandwidth=figures.bandwidth)
+    document.subjects[:] = [Subject(id="memcpy", name="memcpy", kind="baseline", idle=only, gil=only)]
+    page = render(to_dict(document))
+    assert "could not be drawn" not in page
+    assert parsed(page).tags.count("svg") == len(plots.write_pngs(document, tmp_path)) == 1
+
+
+def test_a_plot_that_cannot_be_drawn_costs_nothing_else(tmp_path, capsys):
+    document = report()
+    document.subjects[1].idle.bandwidth[0] = [1e9, 1e9, 1e9]  # there is no place for 0 bytes on a logarithmic axis
+    page = render(to_dict(document))
+    assert page.count("could not be drawn") == 1
+    assert "ZeroDivisionError" in page
+    assert parsed(page).tags.count("svg") == len(plots.write_pngs(document, tmp_path)) == 5
+    assert "bandwidth.png could not be drawn" in capsys.readouterr().err
 
 
 def test_pngs(tmp_path):

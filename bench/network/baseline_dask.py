@@ -77,7 +77,7 @@ async def _round_trips(comm: Any, size: int, plan: Plan) -> Quantiles:
     message = _message(ECHO, size)
     times: list[float] = []
     warm_up = min(plan.round_trips // 10, 50) + 1
-    end = time.perf_counter() + 2 * plan.time_s
+    end = time.perf_counter() + plan.latency_s(size)
     async with asyncio.timeout(WAIT_S):
         while len(times) < plan.round_trips + warm_up and (time.perf_counter() < end or len(times) < 2):
             began = time.perf_counter()

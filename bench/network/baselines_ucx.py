@@ -105,7 +105,7 @@ def measure(plan: Plan) -> Figures:
             figures.settings["polling_round_trip_us"] = polling.p50
         for size in plan.latency_sizes:
             with _ends("evented", plan.hold_gil, size) as end:
-                figures.latency_us[size] = round_trips_evented(end, size, plan.round_trips, 2 * plan.time_s)
+                figures.latency_us[size] = round_trips_evented(end, size, plan.round_trips, plan.latency_s(size))
     return figures
 
 

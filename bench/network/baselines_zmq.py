@@ -46,7 +46,7 @@ def measure(plan: Plan) -> Figures:
             figures.settings["blocking_round_trip_us"] = blocking.p50
         for size in plan.latency_sizes:
             with _ends("evented", plan.hold_gil) as (sock, _):
-                figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, 2 * plan.time_s)
+                figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, plan.latency_s(size))
     return figures
 
 

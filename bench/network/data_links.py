@@ -112,7 +112,7 @@ async def _get_each(pool: DataPool, address: str, size: int, turns: Iterator[int
 async def _round_trips(pool: DataPool, address: str, size: int, plan: Plan) -> Quantiles:
     await _get(pool, address, size)
     times: list[float] = []
-    end = time.perf_counter() + 2 * plan.time_s
+    end = time.perf_counter() + plan.latency_s(size)
     while len(times) < plan.round_trips and (not times or time.perf_counter() < end):
         began = time.perf_counter()
         await _get(pool, address, size)

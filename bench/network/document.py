@@ -52,13 +52,15 @@ class Series(msgspec.Struct, kw_only=True):
         return median([each.mean for each in self.latency_us.get(size, ()) if each.mean is not None])
 
     def latency_p99(self, size: int) -> float | None:
-        """The median over the rounds of what 99 % of the round trips stayed within, us."""
-        return median([each.p99 for each in self.latency_us.get(size, ()) if each.p99 is not None])
+        """The median over the rounds of what 99 % of the round trips stayed within, us.
+
+        None unless all rounds had enough of them to tell, else it were that of the fast rounds.
+        """
+        return _median_of_all([each.p99 for each in self.latency_us.get(size, ())])
 
     def latency_p999(self, size: int) -> float | None:
-        """The same of 99.9 %; None unless all rounds had enough of them, else it were that of the fast rounds."""
-        known = [each.p999 for each in self.latency_us.get(size, ())]
-        return median([value for value in known if value is not None]) if None not in known else None
+        """The same of 99.9 %."""
+        return _median_of_all([each.p999 for each in self.latency_us.get(size, ())])
 
 
 class Subject(msgspec.Struct, kw_only=True):
@@ -139,6 +141,11 @@ class Report(msgspec.Struct, kw_only=True):
 def median(values: Sequence[float]) -> float | None:
     """None of nothing."""
     return statistics.median(values) if values else None
+
+
+def _median_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return median(known) if len(known) == len(values) else None
 
 
 def to_dict(report: Report) -> dict[str, Any]:

@@ -35,7 +35,7 @@ async def _measure(scheme: str, secret: bytes | None, plan: Plan, figures: Figur
         if secret is not None and not caller.comm.encrypted:
             raise RuntimeError(f"a link by {scheme} was to be encrypted and is not")
         for size in plan.latency_sizes:
-            figures.latency_us[size] = await caller.round_trips(size, plan.round_trips, 2 * plan.time_s)
+            figures.latency_us[size] = await caller.round_trips(size, plan.round_trips, plan.latency_s(size))
         for size in plan.sizes:
             figures.bandwidth[size] = (await caller.bandwidth(size, plan.time_s)).bandwidth
         rates = figures.rates

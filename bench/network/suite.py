@@ -48,7 +48,7 @@ class Suite:
     def data_plan(self) -> Plan:
         """For data links: sizes of data, some of them: there are many combinations of settings."""
         large = tuple(size for size in self.plan.sizes if size in _DATA_SIZES) or (max(self.plan.sizes),)
-        return replace(self.plan, sizes=large, latency_sizes=(1,), rates=())
+        return replace(self.plan, sizes=large, latency_sizes=(1,), tail_s=0.0, rates=())
 
 
 def quick(
@@ -58,7 +58,9 @@ def quick(
     compressions: Collection[str] | None = None,
 ) -> Suite:
     """Two or three minutes: enough to see what is what, not to see some per cent."""
-    plan = Plan(sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, peers=peers or 2)
+    plan = Plan(
+        sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, tail_s=0.4, peers=peers or 2
+    )
     return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, 1, 1, 1, _compressions(compressions), False)
 
 
@@ -71,7 +73,12 @@ def full(
     """Some 20 minutes for all transports and settings."""
     latency_sizes = (1, KIB, 16 * KIB, 256 * KIB, 4 * MIB)
     plan = Plan(
-        sizes=_fitting(sizes or _SIZES), latency_sizes=latency_sizes, round_trips=5000, time_s=0.1, peers=peers or 8
+        sizes=_fitting(sizes or _SIZES),
+        latency_sizes=latency_sizes,
+        round_trips=5000,
+        time_s=0.1,
+        tail_s=1.5,
+        peers=peers or 8,
     )
     count = rounds or 3
     return Suite(
@@ -95,7 +102,7 @@ def _compressions(wanted: Collection[str] | None) -> tuple[str, ...]:
 def _with_gil(plan: Plan, time_s: float, sizes: tuple[int, ...]) -> Plan:
     """A thread in the way makes everything take turns of 5 ms: fewer figures, more time for each."""
     held = tuple(size for size in plan.sizes if size in sizes) or (max(plan.sizes),)
-    return replace(plan, sizes=held, latency_sizes=(1,), time_s=time_s, rates=(), hold_gil=True)
+    return replace(plan, sizes=held, latency_sizes=(1,), time_s=time_s, tail_s=0.0, rates=(), hold_gil=True)
 
 
 def _fitting(sizes: Collection[int]) -> tuple[int, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from bench.network.document import Series
 from bench.network.figures import MIB, Burst, Quantiles
 
 
@@ -16,6 +17,14 @@ def test_quantiles_that_few_times_cannot_tell_are_none():
     assert (hundred.minimum, hundred.p50, hundred.p99, hundred.p999) == (1, 50, 99, None)
     thousand = Quantiles.of([number / 1e6 for number in range(1000, 0, -1)])
     assert (thousand.p50, thousand.p99, thousand.p999) == pytest.approx((500, 990, 999))
+
+
+def test_the_tail_is_of_all_rounds_or_not_known():
+    """Slow rounds have fewer round trips: what only the fast ones can tell would be too good."""
+    fast, slow = Quantiles(2000, 10, 20, 30, 90, 20), Quantiles(80, 900, 1000, None, None, 1000)
+    assert (Series(latency_us={1: [fast]}).latency_p99(1), Series(latency_us={1: [fast]}).latency_p999(1)) == (30, 90)
+    mixed = Series(latency_us={1: [fast, slow]})
+    assert (mixed.latency_p99(1), mixed.latency_p999(1), mixed.latency_p50(1)) == (None, None, 510)
 
 
 def spent(size: int, time_s: float, message_s: Callable[[int], float]) -> tuple[Burst, list[int]]:

@@ -45,6 +45,18 @@ def test_all_kinds_of_figures(scheme):
     assert all(value > 0 for value in (*figures.bandwidth.values(), *figures.rates.values()))
 
 
+@pytest.mark.parametrize(
+    "task", [Task(scheme="tcp"), *(Task(module=f"baselines_{name}") for name in ("socket", "zmq"))]
+)
+def test_the_smallest_messages_have_time_for_the_tail(task):
+    plan = Plan(sizes=(KIB,), latency_sizes=(1, 256 * KIB), round_trips=200, time_s=1e-6, tail_s=DEADLINE_S, rates=())
+    figures = answer(task, plan).figures
+    assert figures is not None
+    assert figures.latency_us[1].count == 200
+    assert figures.latency_us[1].p99 is not None
+    assert figures.latency_us[256 * KIB].count < 200
+
+
 @pytest.mark.parametrize("scheme", ["tcp", "zmq"])
 def test_encrypted_links(scheme):
     if not get_transport(scheme).capabilities.encrypts:

@@ -1,10 +1,11 @@
-"""The baselines of links by sockets: a raw TCP connection over loopback between two processes, in Python.
+"""The baselines of links by sockets: a raw connection between two processes, in Python: TCP over loopback, or a unix socket.
 
 - *Bandwidth and rates* (`bandwidth`): blocking sockets. The sender calls `sendall` for each message, the receiver
   `recv_into` one warm buffer of the message's size: no allocation, no framing, no event loop.
 - *Round trips* (`round_trips_evented`): both ends wait in uvloop's epoll, and a protocol answers what comes by
   `transport.write`: the same wake-ups as a node has, and nothing else. `round_trips_blocking`, where the thread sleeps in
   `recv`, is in the settings as `blocking_round_trip_us`: what the kernel alone takes.
+- *Fan-in, fan-out, both directions at once, connecting*: `baselines_fans`.
 
 `python -m bench.network.baselines_socket` measures tcp, this baseline and tcp again in turn, and prints ratios.
 """
@@ -23,9 +24,11 @@ from typing import cast
 
 import uvloop
 
+from . import baselines_fans
 from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles
 from .gil import holding_gil
 from .processes import START_TIMEOUT_S, Child, live_with_parent
+from .raw_sockets import accept, address_of, connect, receive, serve
 
 _COMMAND = struct.Struct("<QQ")  # size of a message, how many; none: echo messages of that size
 _WARM_UP = 50
@@ -34,18 +37,28 @@ _PIECE_BYTES = 256 * KIB
 
 
 def measure(plan: Plan) -> Figures:
-    """One round of the baseline."""
-    figures = Figures("raw socket")
+    """One round of the baseline of tcp."""
+    return _measure("tcp", plan)
+
+
+def measure_unix(plan: Plan) -> Figures:
+    """One round of the baseline of unix."""
+    return _measure("unix", plan)
+
+
+def _measure(scheme: str, plan: Plan) -> Figures:
+    figures = Figures(f"raw {scheme} socket")
     with holding_gil(plan.hold_gil):
-        with _connection("blocking", plan.hold_gil) as sock:
+        with _connection(scheme, "blocking", plan.hold_gil) as sock:
             for size in plan.sizes:
                 figures.bandwidth[size] = bandwidth(sock, size, plan.time_s).bandwidth
             if "messages_per_s" in plan.rates:
                 figures.rates["messages_per_s"] = bandwidth(sock, SMALL_BYTES, plan.time_s).messages_per_s
             blocking = round_trips_blocking(sock, plan.latency_sizes[0], plan.round_trips, plan.time_s)
             figures.settings["blocking_round_trip_us"] = blocking.p50
+        figures.rates.update(baselines_fans.rates(scheme, plan))
         for size in plan.latency_sizes:
-            with _connection("evented", plan.hold_gil, size) as sock:
+            with _connection(scheme, "evented", plan.hold_gil, size) as sock:
                 figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, plan.latency_s(size))
     return figures
 
@@ -75,7 +88,7 @@ def round_trips_blocking(sock: socket.socket, size: int, count: int, time_s: flo
     while len(times) < count + _WARM_UP and (len(times) < 2 or time.perf_counter() < end):
         began = time.perf_counter()
         sock.sendall(message)
-        _receive(sock, answer)
+        receive(sock, answer)
         times.append(time.perf_counter() - began)
     sock.shutdown(socket.SHUT_WR)  # the other end echoes for as long as it lasts
     return Quantiles.of(times[_WARM_UP:] or times)
@@ -155,40 +168,27 @@ class _Pong(asyncio.Protocol):
 
 
 @contextlib.contextmanager
-def _connection(mode: str, hold_gil: bool, size: int = 0) -> Iterator[socket.socket]:
+def _connection(scheme: str, mode: str, hold_gil: bool, size: int = 0) -> Iterator[socket.socket]:
     """A connection to a process of its own that answers in the way of `mode`."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(START_TIMEOUT_S)
-        call = json.dumps({"port": server.getsockname()[1], "mode": mode, "hold_gil": hold_gil, "size": size})
-        with Child("bench.network.baselines_socket" if __name__ == "__main__" else __name__, "answer", first_line=call):
-            sock, _ = server.accept()
-            with sock:
-                sock.settimeout(None)
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                yield sock
-
-
-def _receive(sock: socket.socket, memory: memoryview) -> bool:
-    """Fills `memory`; False: the connection has ended."""
-    filled = 0
-    while filled < len(memory):
-        count = sock.recv_into(memory[filled:])
-        if not count:
-            return False
-        filled += count
-    return True
+    with serve(scheme) as server:
+        call = json.dumps({"address": address_of(server), "mode": mode, "hold_gil": hold_gil, "size": size})
+        with (
+            Child("bench.network.baselines_socket" if __name__ == "__main__" else __name__, "answer", first_line=call),
+            accept(server) as sock,
+        ):
+            yield sock
 
 
 def _answer_blocking(sock: socket.socket) -> None:
     command = memoryview(bytearray(_COMMAND.size))
     memory = memoryview(b"")
-    while _receive(sock, command):
+    while receive(sock, command):
         size, count = _COMMAND.unpack(command)
         room = size if size >= _PIECE_BYTES or not count else _PIECE_BYTES
         if len(memory) != room:
             memory = memoryview(bytearray(room))
         if not count:
-            while _receive(sock, memory):
+            while receive(sock, memory):
                 sock.sendall(memory)
             return
         left = size * count
@@ -209,8 +209,7 @@ async def _answer_evented(sock: socket.socket, size: int) -> None:
 def _answer() -> None:
     call = json.loads(sys.stdin.buffer.readline())
     live_with_parent()
-    with holding_gil(call["hold_gil"]), socket.create_connection(("127.0.0.1", call["port"])) as sock:
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    with holding_gil(call["hold_gil"]), connect(call["address"]) as sock:
         if call["mode"] == "blocking":
             _answer_blocking(sock)
         else:

@@ -32,7 +32,8 @@ class Baseline(NamedTuple):
 
 BASELINES = (
     Baseline("memcpy", "memcpy", "baseline_memcpy", ("inproc", "shm")),
-    Baseline("raw-socket", "raw TCP socket", "baselines_socket", ("unix", "tcp")),
+    Baseline("raw-unix", "raw unix socket", "baselines_socket", ("unix",), function="measure_unix"),
+    Baseline("raw-socket", "raw TCP socket", "baselines_socket", ("tcp",)),
     Baseline("raw-pyzmq", "raw pyzmq", "baselines_zmq", ("zmq",)),
     Baseline("raw-ucxx", "raw ucxx", "baselines_ucx", ("ucx",)),
     Baseline("dask", "dask.distributed", "baseline_dask", ("tcp", "zmq"), main=False),

@@ -57,6 +57,15 @@ def test_the_smallest_messages_have_time_for_the_tail(task):
     assert figures.latency_us[256 * KIB].count < 200
 
 
+@pytest.mark.parametrize("function", ["measure", "measure_unix"])
+def test_sockets_are_a_baseline_of_what_goes_on_at_the_same_time_too(function):
+    said = answer(Task(module="baselines_socket", function=function), PLAN)
+    assert said.error == ""
+    assert said.figures is not None
+    assert set(said.figures.rates) == set(RATES) - {"batched_messages_per_s", "read_bytes_per_s"}
+    assert all(value > 0 for value in said.figures.rates.values())
+
+
 @pytest.mark.parametrize("scheme", ["tcp", "zmq"])
 def test_encrypted_links(scheme):
     if not get_transport(scheme).capabilities.encrypts:
@@ -126,11 +135,12 @@ def test_what_cannot_be_measured_is_left_out_with_the_reason():
     assert "no transport for 'nix'" in said.error
 
 
-def test_baselines_stand_beside_their_transports():
-    measured, _ = find_subjects(("tcp",))
+@pytest.mark.parametrize(("scheme", "baseline"), [("tcp", "raw-socket"), ("unix", "raw-unix"), ("zmq", "raw-pyzmq")])
+def test_baselines_stand_beside_their_transports(scheme, baseline):
+    measured, _ = find_subjects((scheme,))
     ids = [each.subject.id for each in measured]
-    assert ids.index("raw-socket") < ids.index("tcp")
-    assert all(each.subject.baseline == "raw-socket" for each in measured if each.subject.kind == "transport")
+    assert ids.index(baseline) < ids.index(scheme)
+    assert all(each.subject.baseline == baseline for each in measured if each.subject.kind == "transport")
 
 
 @pytest.mark.parametrize("make", [quick, full])

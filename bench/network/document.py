@@ -56,11 +56,11 @@ class Series(msgspec.Struct, kw_only=True):
 
         None unless all rounds had enough of them to tell, else it were that of the fast rounds.
         """
-        return _median_of_all([each.p99 for each in self.latency_us.get(size, ())])
+        return median(known_in_all([each.p99 for each in self.latency_us.get(size, ())]))
 
     def latency_p999(self, size: int) -> float | None:
         """The same of 99.9 %."""
-        return _median_of_all([each.p999 for each in self.latency_us.get(size, ())])
+        return median(known_in_all([each.p999 for each in self.latency_us.get(size, ())]))
 
 
 class Subject(msgspec.Struct, kw_only=True):
@@ -143,9 +143,10 @@ def median(values: Sequence[float]) -> float | None:
     return statistics.median(values) if values else None
 
 
-def _median_of_all(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return median(known) if len(known) == len(values) else None
+def known_in_all(rounds: Sequence[float | None]) -> list[float]:
+    """Nothing where a round had too few times to tell, else it were the figure of the fast rounds."""
+    known = [value for value in rounds if value is not None]
+    return known if len(known) == len(rounds) else []
 
 
 def to_dict(report: Report) -> dict[str, Any]:

@@ -156,7 +156,8 @@ def _method(report: Report) -> str:
     return (
         '<section><h2>How it is measured</h2><p class="soft">Each subject in processes of its own, one after the other, '
         "round after round, every second round backwards; figures are medians over the rounds. A round trip is one message "
-        "there and back. Bandwidth is one way, up to the answer to the last message of a burst. Baselines use the same "
-        "counts and sizes. All rounds are in the JSON document, and <code>zmqtasks bench compare</code> takes their spread "
-        "for the noise.</p></section>"
+        "there and back. Bandwidth is one way, up to the answer to the last message of a burst. Baselines send messages "
+        "of the same sizes for the same time, by the simplest means: raw sockets take one system call for each message and "
+        "receive into one warm buffer; raw pyzmq has a new link for each size. All rounds are in the JSON document, and "
+        "<code>zmqtasks bench compare</code> takes their spread for the noise.</p></section>"
     )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from .document import Report, Subject, median
-from .tables import bandwidth_ratio, latency_ratio, moves_bytes
+from .tables import bandwidth_ratios, latency_ratios, moves_bytes
 from .wording import bandwidth_text, ratio_text, size_text, time_text
 
 
@@ -31,12 +33,19 @@ def _fastest(transports: list[Subject]) -> list[str]:
         value, name = min(trips)
         said.append(f"The shortest round trip between two processes: {name}, {time_text(value)}.")
     size = _large(transports)
-    if size is not None:
-        loads = [(value, each.name) for each in transports if (value := median(each.idle.bandwidth.get(size, ())))]
-        if loads:
-            value, name = max(loads)
-            said.append(f"The most bandwidth, with messages of {size_text(size)}: {name}, {bandwidth_text(value)}.")
+    read = {each.name: each.idle.rates.get("read_bytes_per_s", ()) for each in transports}
+    if any(read.values()):
+        said.append(f"The most bandwidth, sent and read: {_most(read)}.")
+    elif size is not None:
+        sent = {each.name: each.idle.bandwidth.get(size, ()) for each in transports}
+        if any(sent.values()):
+            said.append(f"The most bandwidth, with messages of {size_text(size)} that nobody reads: {_most(sent)}.")
     return said
+
+
+def _most(rounds: Mapping[str, Sequence[float]]) -> str:
+    value, name = max((value, name) for name, values in rounds.items() if (value := median(values)) is not None)
+    return f"{name}, {bandwidth_text(value)}"
 
 
 def _trip(subject: Subject) -> float | None:
@@ -50,8 +59,8 @@ def _ratios(report: Report, transports: list[Subject]) -> list[str]:
         baseline = report.subject(subject.baseline)
         if baseline is None:
             continue
-        trip = latency_ratio(subject.idle, baseline.idle)
-        load = None if size is None else bandwidth_ratio(subject.idle, baseline.idle, size)
+        trip = median(latency_ratios(subject.idle, baseline.idle))
+        load = None if size is None else median(bandwidth_ratios(subject.idle, baseline.idle, size))
         parts = [f"{ratio_text(load)} its bandwidth at {size_text(size or 0)}"] if load is not None else []
         parts += [f"{ratio_text(trip)} its round trip"] if trip is not None else []
         if parts:
@@ -72,7 +81,8 @@ def _held(transports: list[Subject]) -> list[str]:
             left.append((held, held / idle, subject.name))
     if not left:
         return []
-    listed = ", ".join(
+    listed = "; ".join(
         f"{name} {bandwidth_text(held)} ({share:.0%})" for held, share, name in sorted(left, reverse=True)
     )
-    return [f"While a thread of both processes holds the GIL ({size_text(size)}, share of idle): {listed}."]
+    rounds = "; of one round" if any(len(subject.gil.bandwidth.get(size, ())) == 1 for subject in transports) else ""
+    return [f"While a thread of both processes holds the GIL ({size_text(size)}, share of idle{rounds}): {listed}."]

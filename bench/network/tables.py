@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from .document import Report, Series, Subject, median
+from .document import Report, Series, Subject, known_in_all, median
+from .figures import BULK_BYTES, READ_BYTES
 from .wording import NOTHING, bandwidth_text, figure_text, ratio_text, size_text, time_text
 
 _MESSAGE_RATES = {
@@ -22,6 +24,8 @@ _BYTE_RATES = {
     "fan_out_bytes_per_s": "fan-out",
 }
 _TERMINAL_SIZES = 5
+_APART = 1.5
+_APART_MARK, _ONE_ROUND_MARK = "~", "*"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +45,31 @@ def sections(report: Report, *, all_sizes: bool = False) -> list[Section]:
     made = [_latency(report), _bandwidth(report, all_sizes), _ratios(report, all_sizes)]
     made.append(_data(report, all_sizes))
     made += [_held(report), _message_rates(report), _byte_rates(report)]
-    return [section for section in made if section.rows]
+    return [_explained(section) for section in made if section.rows]
+
+
+def figure(values: Sequence[float], text: Callable[[float | None], str]) -> str:
+    """The median of the rounds, with a mark where they differ by more than `_APART` times, or where there is one only."""
+    written = text(median(values))
+    if len(values) == 1:
+        return written + _ONE_ROUND_MARK
+    return _APART_MARK + written if values and max(values) > _APART * min(values) else written
+
+
+def _explained(section: Section) -> Section:
+    """What the marks of its figures mean; none are needed where all figures are of one round."""
+    cells = [cell for row in section.rows for cell in row[1:]]
+    said = [section.about]
+    if any(cell.startswith(_APART_MARK) for cell in cells):
+        said.append(f"{_APART_MARK} the rounds differ by more than {_APART:g} times.")
+    single = [cell.endswith(_ONE_ROUND_MARK) for cell in cells]
+    if all(one for one, cell in zip(single, cells, strict=True) if any(map(str.isdigit, cell))) and any(single):
+        said.append("Of one round: how far the next would be off is not known.")
+        rows = [[row[0], *(cell.removesuffix(_ONE_ROUND_MARK) for cell in row[1:])] for row in section.rows]
+        section = replace(section, rows=rows)
+    elif any(single):
+        said.append(f"{_ONE_ROUND_MARK} of one round: how far the next would be off is not known.")
+    return replace(section, about=" ".join(said))
 
 
 def moves_bytes(subject: Subject) -> bool:
@@ -59,22 +87,23 @@ def _latency(report: Report) -> Section:
     for subject in report.links:
         rounds = subject.idle.latency_us.get(size)
         if rounds:
-            series = subject.idle
-            values = (series.latency_p50(size), series.latency_p99(size), series.latency_p999(size))
-            best = min(each.minimum for each in rounds)
-            _add(section, subject, [time_text(value) for value in (*values, best)])
+            quantiles = ([each.p50 for each in rounds], [each.p99 for each in rounds], [each.p999 for each in rounds])
+            best = [min(each.minimum for each in rounds)] * len(rounds)
+            _add(section, subject, [figure(known_in_all(values), time_text) for values in (*quantiles, best)])
     return section
 
 
 def _bandwidth(report: Report, all_sizes: bool) -> Section:
     sizes = _sizes(report.links, all_sizes)
     columns = ["", *(size_text(size) for size in sizes)]
-    about = "One way, by message size; what travels does not compress."
+    about = (
+        "One way, by message size; what travels does not compress. The receiver lets go of messages unread: shm has "
+        'handed over memory by then, sockets have copied the bytes out. "Sent and read" counts reading everywhere.'
+    )
     section = Section("Bandwidth", about, columns)
     for subject in report.links:
-        values = [median(subject.idle.bandwidth.get(size, ())) for size in sizes]
-        if any(value is not None for value in values):
-            cells = [bandwidth_text(value) for value in values]
+        cells = _bandwidths(subject.idle, sizes)
+        if subject.idle.bandwidth:
             _add(section, subject, cells if moves_bytes(subject) else ["by reference"] + [""] * (len(cells) - 1))
     return section
 
@@ -84,42 +113,50 @@ def _data(report: Report, all_sizes: bool) -> Section:
     about = "Values fetched as workers do, by size; measurements compress to about half, noise does not at all."
     section = Section("Data links", about, ["", "fetch of 1 B", *(size_text(size) for size in sizes)])
     for subject in report.data:
-        values = [bandwidth_text(median(subject.idle.bandwidth.get(size, ()))) for size in sizes]
-        _add(section, subject, [time_text(subject.idle.latency_p50(1)), *values])
+        trips = [each.p50 for each in subject.idle.latency_us.get(1, ())]
+        _add(section, subject, [figure(trips, time_text), *_bandwidths(subject.idle, sizes)])
     return section
+
+
+def _bandwidths(series: Series, sizes: Iterable[int]) -> list[str]:
+    return [figure(series.bandwidth.get(size, ()), bandwidth_text) for size in sizes]
 
 
 def _ratios(report: Report, all_sizes: bool) -> Section:
     sizes = _sizes(report.links, all_sizes)
     columns = ["", "baseline", "round trip", *(size_text(size) for size in sizes)]
     about = (
-        "Round trip: shorter is better. Bandwidth by message size: more is better. Medians of the ratios in each round."
+        "Round trip: shorter is better. Bandwidth by message size: more is better. Medians of the ratios in each round. "
+        "Above 1 is possible: small messages of ours travel together, where a raw socket takes a system call for each; "
+        "and shm is not charged with reading."
     )
     section = Section("As ratios to the baseline", about, columns)
     for subject in report.links:
         baseline = report.subject(subject.baseline)
         if baseline is None or not moves_bytes(subject):
             continue
-        trip = latency_ratio(subject.idle, baseline.idle)
-        bandwidths = [bandwidth_ratio(subject.idle, baseline.idle, size) for size in sizes]
-        if any(value is not None for value in (trip, *bandwidths)):
-            _add(section, subject, [baseline.name, *(ratio_text(value) for value in (trip, *bandwidths))])
+        ratios = [
+            latency_ratios(subject.idle, baseline.idle),
+            *(bandwidth_ratios(subject.idle, baseline.idle, size) for size in sizes),
+        ]
+        if any(ratios):
+            _add(section, subject, [baseline.name, *(figure(values, ratio_text) for values in ratios)])
     return section
 
 
-def latency_ratio(ours: Series, theirs: Series) -> float | None:
-    """Of median round trips of the smallest message that both have."""
+def latency_ratios(ours: Series, theirs: Series) -> list[float]:
+    """In each round, of median round trips of the smallest message that both have."""
     both = sorted(ours.latency_us.keys() & theirs.latency_us.keys())
     if not both:
-        return None
+        return []
     pairs = zip(ours.latency_us[both[0]], theirs.latency_us[both[0]], strict=False)
-    return median([first.p50 / second.p50 for first, second in pairs])
+    return [first.p50 / second.p50 for first, second in pairs]
 
 
-def bandwidth_ratio(ours: Series, theirs: Series, size: int) -> float | None:
-    """The median of the ratios in each round."""
+def bandwidth_ratios(ours: Series, theirs: Series, size: int) -> list[float]:
+    """In each round."""
     pairs = zip(ours.bandwidth.get(size, ()), theirs.bandwidth.get(size, ()), strict=False)
-    return median([first / second for first, second in pairs])
+    return [first / second for first, second in pairs]
 
 
 def _message_rates(report: Report) -> Section:
@@ -128,9 +165,11 @@ def _message_rates(report: Report) -> Section:
 
 
 def _byte_rates(report: Report) -> Section:
+    sizes = report.plan.get("idle", {}).get("sizes") or [READ_BYTES]
     about = (
-        "Large messages. Read: from the transport's memory, copied by the receiver; "
-        f"fan-in and fan-out with {_peers(report)} processes, all links together."
+        f"Sent and read: {size_text(min(READ_BYTES, max(sizes)))} in the transport's memory, copied by the receiver, one "
+        f"message at a time. The others: messages of {size_text(BULK_BYTES)}; fan-in and fan-out with {_peers(report)} "
+        "processes, all links together."
     )
     return _rates(report, "Bandwidth in other ways", about, _BYTE_RATES)
 
@@ -143,14 +182,15 @@ def _rates(report: Report, title: str, about: str, headings: dict[str, str]) -> 
     names = [name for name in headings if any(name in subject.idle.rates for subject in report.links)]
     section = Section(title, about, ["", *(headings[name] for name in names)])
     for subject in report.links:
-        values = [(name, median(subject.idle.rates.get(name, ()))) for name in names]
-        if any(value is not None for _, value in values):
-            _add(section, subject, [_rate(subject, name, value) for name, value in values])
+        if any(name in subject.idle.rates for name in names):
+            _add(section, subject, [_rate(subject, name) for name in names])
     return section
 
 
-def _rate(subject: Subject, name: str, value: float | None) -> str:
-    return NOTHING if name.endswith("bytes_per_s") and not moves_bytes(subject) else figure_text(name, value)
+def _rate(subject: Subject, name: str) -> str:
+    if name.endswith("bytes_per_s") and not moves_bytes(subject):
+        return NOTHING
+    return figure(subject.idle.rates.get(name, ()), partial(figure_text, name))
 
 
 def _held(report: Report) -> Section:
@@ -167,10 +207,10 @@ def _held(report: Report) -> Section:
         if not subject.gil or not moves_bytes(subject):
             continue
         trip = min(subject.gil.latency_us, default=0)
-        cells = [time_text(subject.gil.latency_mean(trip)), time_text(subject.idle.latency_mean(trip))]
+        both = (subject.gil, subject.idle)
+        cells = [figure(known_in_all([each.mean for each in of.latency_us.get(trip, ())]), time_text) for of in both]
         for size in sizes:
-            both = (subject.gil, subject.idle)
-            cells += [bandwidth_text(median(series.bandwidth.get(size, ()))) for series in both]
+            cells += [figure(series.bandwidth.get(size, ()), bandwidth_text) for series in both]
         _add(section, subject, cells)
     return section
 

@@ -8,8 +8,11 @@ from html.parser import HTMLParser
 import pytest
 
 from bench.network import plots
-from bench.network.document import Series, Subject, to_dict
+from bench.network.document import Report, Series, Subject, to_dict
+from bench.network.figures import KIB, MIB
 from bench.network.report import render
+from bench.network.summary import findings
+from bench.network.tables import Section, sections
 from tests.bench.browser import CHROMIUM, Browser
 from tests.bench.documents import report, series
 
@@ -86,6 +89,51 @@ def test_a_plot_that_cannot_be_drawn_costs_nothing_else(tmp_path, capsys):
     assert "ZeroDivisionError" in page
     assert parsed(page).tags.count("svg") == len(plots.write_pngs(document, tmp_path)) == 5
     assert "bandwidth.png could not be drawn" in capsys.readouterr().err
+
+
+def test_the_most_bandwidth_is_that_of_messages_which_are_read():
+    """shm sends faster than anybody reads."""
+    document = report()
+    shm = Subject(id="shm", name="shm", kind="transport", idle=series(trip_us=10, bandwidth=9e9))
+    document.subjects.append(shm)
+    (said,) = [sentence for sentence in findings(document) if "most bandwidth" in sentence]
+    assert "64 MiB that nobody reads: shm, 9.18 GB/s" in said
+    for subject, read in ((document.subjects[1], 2e9), (shm, 5e9)):
+        subject.idle.rates["read_bytes_per_s"] = [read]
+    (said,) = [sentence for sentence in findings(document) if "most bandwidth" in sentence]
+    assert said == "The most bandwidth, sent and read: shm, 5.00 GB/s."
+
+
+def test_names_with_commas_are_told_apart():
+    document = report()
+    document.subjects[1].name = "tcp, encrypted"
+    other = Subject(
+        id="x", name="x", kind="transport", idle=series(trip_us=9, bandwidth=1e9), gil=document.subjects[1].gil
+    )
+    document.subjects.append(other)
+    assert any("; tcp, encrypted 408 MB/s (14%)." in sentence for sentence in findings(document))
+
+
+def test_marks_say_which_figures_are_far_apart_and_which_are_of_one_round():
+    document = report()
+    raw, tcp = document.subjects
+    tcp.idle.bandwidth[MIB] = [2e9, 1e9, 3.1e9]
+    tcp.idle.bandwidth[KIB] = [4e8]
+    bandwidth, messages = (table(document, title) for title in ("Bandwidth", "Rates of messages of 100 B"))
+    assert bandwidth.rows[0][1:] == ["3.06 GB/s"] * 4
+    assert bandwidth.rows[1] == ["tcp", "400 MB/s*", "2.96 GB/s", "~2.00 GB/s", "2.96 GB/s"]
+    assert "~ the rounds differ" in bandwidth.about
+    assert "* of one round" in bandwidth.about
+    assert "~" not in messages.about + str(messages.rows)
+    for subject in (raw, tcp):
+        subject.idle.rates["messages_per_s"] = [1e6]
+    messages = table(document, "Rates of messages of 100 B")
+    assert [row[1] for row in messages.rows] == ["1.00 M/s"] * 2
+    assert "Of one round" in messages.about
+
+
+def table(document: Report, title: str) -> Section:
+    return next(section for section in sections(document) if section.title == title)
 
 
 def test_pngs(tmp_path):

@@ -17,12 +17,14 @@ from .document import Report, Series, Skipped
 from .figures import GIB, KIB, MIB, RATES, Plan
 from .processes import Child, MeasuringError
 from .subjects import Measured, find_subjects
+from .wording import size_text
 from .worker import Answer
 
 _WORKER = f"{__package__}.worker"
 _SIZES = (1, 64, KIB, 4 * KIB, 16 * KIB, 64 * KIB, 256 * KIB, MIB, 4 * MIB, 16 * MIB, 64 * MIB, 256 * MIB, GIB)
 _QUICK_SIZES = (KIB, 64 * KIB, MIB, 64 * MIB)
-_DATA_SIZES = (64 * KIB, MIB, 16 * MIB, 64 * MIB, 256 * MIB)
+_DATA_SIZES = (64 * KIB, MIB, 16 * MIB, 64 * MIB)
+"""Larger values come as fast as those of 64 MiB, and would take a third of the time of data links."""
 COMPRESSIONS = ("off", "auto", "lz4")
 _COPIES = 5
 """Of one message that both ends and the kernel may hold at the same time, with some to spare."""
@@ -43,6 +45,8 @@ class Suite:
     compressions: tuple[str, ...]
     encrypted_data: bool
     """Whether data links are measured encrypted as well."""
+    too_large: tuple[int, ...] = ()
+    """Sizes that were wanted and for which there is no memory."""
 
     @property
     def data_plan(self) -> Plan:
@@ -58,10 +62,20 @@ def quick(
     compressions: Collection[str] | None = None,
 ) -> Suite:
     """Two or three minutes: enough to see what is what, not to see some per cent."""
-    plan = Plan(
-        sizes=_fitting(sizes or _QUICK_SIZES), latency_sizes=(1, 64 * KIB), time_s=0.04, tail_s=0.4, peers=peers or 2
+    wanted = sizes or _QUICK_SIZES
+    plan = Plan(sizes=_fitting(wanted), latency_sizes=(1, 64 * KIB), time_s=0.04, tail_s=0.4, peers=peers or 2)
+    count = rounds or 3
+    return Suite(
+        plan,
+        _with_gil(plan, 0.07, (64 * MIB,)),
+        rounds=count,
+        rate_rounds=min(count, 3),
+        gil_rounds=min(count, 3),
+        data_rounds=1,
+        compressions=_compressions(compressions),
+        encrypted_data=False,
+        too_large=_too_large(wanted, plan),
     )
-    return Suite(plan, _with_gil(plan, 0.2, (64 * MIB,)), rounds or 3, 1, 1, 1, _compressions(compressions), False)
 
 
 def full(
@@ -72,8 +86,9 @@ def full(
 ) -> Suite:
     """Some 20 minutes for all transports and settings."""
     latency_sizes = (1, KIB, 16 * KIB, 256 * KIB, 4 * MIB)
+    wanted = sizes or _SIZES
     plan = Plan(
-        sizes=_fitting(sizes or _SIZES),
+        sizes=_fitting(wanted),
         latency_sizes=latency_sizes,
         round_trips=5000,
         time_s=0.1,
@@ -83,13 +98,14 @@ def full(
     count = rounds or 3
     return Suite(
         plan,
-        _with_gil(plan, 0.4, (MIB, 64 * MIB)),
+        _with_gil(plan, 0.25, (MIB, 64 * MIB)),
         rounds=count,
-        rate_rounds=min(count, 2),
-        gil_rounds=min(count, 2),
+        rate_rounds=min(count, 3),
+        gil_rounds=min(count, 3),
         data_rounds=min(count, 2),
         compressions=_compressions(compressions),
         encrypted_data=True,
+        too_large=_too_large(wanted, plan),
     )
 
 
@@ -114,6 +130,10 @@ def _fitting(sizes: Collection[int]) -> tuple[int, ...]:
     return fitting
 
 
+def _too_large(wanted: Collection[int], plan: Plan) -> tuple[int, ...]:
+    return tuple(sorted(set(wanted) - set(plan.sizes)))
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
     """One thing that the suite is about to do, for a progress bar."""
@@ -128,6 +148,10 @@ def run(
 ) -> Report:
     """Measures; an interruption (Ctrl-C) ends it early, with what there is until then. Leaves no process behind."""
     measured, skipped = find_subjects(schemes, suite.compressions, encrypted_data=suite.encrypted_data)
+    skipped += [
+        Skipped(f"messages of {size_text(size)}", f"there is no memory for {_COPIES} of them")
+        for size in suite.too_large
+    ]
     began = time.monotonic()
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     report = Report(command=command, started=now, skipped=skipped, subjects=[each.subject for each in measured])

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -19,7 +20,7 @@ from bench.network.document import Series, Subject, read_json
 from bench.network.figures import KIB, MIB, RATES, Plan
 from bench.network.links import measure_link
 from bench.network.subjects import Measured, find_subjects
-from bench.network.suite import Suite, _Runner, full, quick
+from bench.network.suite import Suite, _Runner, full, quick, run
 from bench.network.worker import Task, answer
 from zmqtasks.errors import CommError
 from zmqtasks.transports import get_transport
@@ -143,10 +144,18 @@ def test_baselines_stand_beside_their_transports(scheme, baseline):
     assert all(each.subject.baseline == baseline for each in measured if each.subject.kind == "transport")
 
 
+def test_a_run_names_the_sizes_that_no_memory_is_there_for():
+    suite = replace(quick([KIB, 1 << 43]), rounds=0)
+    skipped = run(suite, ("inproc",), "").skipped
+    assert [each.subject for each in skipped] == ["messages of 8192 GiB"]
+    assert "no memory" in skipped[0].reason
+
+
 @pytest.mark.parametrize("make", [quick, full])
 def test_sizes_that_no_memory_is_there_for_are_left_out(make):
     suite: Suite = make([KIB, 1 << 50])
     assert suite.plan.sizes == (KIB,)
+    assert suite.too_large == (1 << 50,)
     assert suite.gil_plan.sizes == (KIB,)
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from .document import Matrix
-from .plots import Plot, new_figure
+from .drawing import Plot, new_figure
 from .wording import bandwidth_text, time_text
 
 _MOST_TEXTS = 8

@@ -7,9 +7,10 @@ from html import escape
 from typing import Any
 
 from .document import Report, from_dict
+from .drawing import Plot, svg
 from .figures import MIB
 from .matrix_tables import matrix_sections
-from .plots import HINT, Plot, need_matplotlib, plots, svg
+from .plots import HINT, need_matplotlib, plots
 from .processes import MeasuringError
 from .style import CSS
 from .summary import findings

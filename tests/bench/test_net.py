@@ -180,7 +180,7 @@ def test_a_run_with_all_files(tmp_path):
     for secret in (os.uname().nodename, str(tmp_path)):
         assert secret not in text, "names of hosts, and of files, which may have names of people in them"
     assert "<svg" in (tmp_path / "a.html").read_text(encoding="utf-8")
-    assert (tmp_path / "plots" / "bandwidth.png").exists()
+    assert (tmp_path / "plots" / "bandwidth-tcp.png").exists()
 
 
 def test_a_reader_who_leaves_early_gets_the_file_all_the_same(tmp_path):

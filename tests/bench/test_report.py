@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from html.parser import HTMLParser
 
 import pytest
 
 from bench.network import plots
-from bench.network.document import Report, Series, Subject, to_dict
+from bench.network.document import Matrix, Report, Series, Subject, to_dict
 from bench.network.figures import KIB, MIB
+from bench.network.heatmap import heat_maps
 from bench.network.report import render
 from bench.network.subjects import BASELINES
 from bench.network.summary import findings
@@ -155,6 +157,33 @@ def test_every_line_of_a_drawing_can_be_told_from_each_other():
         assert len({line.get_marker() for line in lines}) == len(lines)
         baselines = [line for line in lines if "raw" in line.get_label() or line.get_label() in ("memcpy", "dask")]
         assert all(line.get_linestyle() != "-" for line in baselines)
+
+
+@pytest.mark.parametrize("count", [2, 5, 8, 40])
+def test_figures_of_heat_maps_keep_to_their_cells(count, tmp_path):
+    names = [f"tcp://10.0.0.1:40{number:03}" for number in range(count)]
+    cells: list[list[float | None]] = [[10.53e9 + number] * count for number in range(count)]
+    matrix = Matrix(workers=names, hosts=names, latency_us=cells, bandwidth=cells)
+    for plot in heat_maps(matrix):
+        drawn = plot.draw()
+        drawn.savefig(tmp_path / "x.png")
+        axes = drawn.axes[0]
+        left, right = (axes.transData.transform((at, 0))[0] for at in (0, 1))
+        for text in axes.texts:
+            assert text.get_window_extent().width < right - left
+        assert {label.get_text() for label in axes.get_yticklabels()} <= set(names)
+        marks = [label.get_window_extent() for label in drawn.axes[1].get_xticklabels()]
+        assert all(first.x1 < second.x0 for first, second in itertools.pairwise(marks))
+
+
+def test_links_that_are_alike_have_like_colours():
+    cells = [[None, 149e9], [188e9, None]]
+    matrix = Matrix(workers=["a", "b"], hosts=["a", "b"], bandwidth=cells)
+    (plot,) = heat_maps(matrix)
+    image = plot.draw().axes[0].get_images()[0]
+    assert image.norm.vmax / image.norm.vmin == pytest.approx(3)
+    assert image.norm.vmin < 149e9
+    assert image.norm.vmax > 188e9
 
 
 def test_pngs(tmp_path):

@@ -67,10 +67,10 @@ def quick(
     count = rounds or 3
     return Suite(
         plan,
-        _with_gil(plan, 0.07, (64 * MIB,)),
+        _with_gil(plan, 0.2, (64 * MIB,)),
         rounds=count,
         rate_rounds=min(count, 3),
-        gil_rounds=min(count, 3),
+        gil_rounds=1,  # most of such a round is the start of both processes, which has to wait for its turns as well
         data_rounds=1,
         compressions=_compressions(compressions),
         encrypted_data=False,
@@ -100,7 +100,7 @@ def full(
         plan,
         _with_gil(plan, 0.25, (MIB, 64 * MIB)),
         rounds=count,
-        rate_rounds=min(count, 3),
+        rate_rounds=min(count, 2),
         gil_rounds=min(count, 3),
         data_rounds=min(count, 2),
         compressions=_compressions(compressions),

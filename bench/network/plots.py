@@ -15,6 +15,8 @@ from .processes import MeasuringError
 from .tables import moves_bytes
 
 HINT = "plots need matplotlib: pip install 'zmqtasks[bench]'"
+_LINES = "Lines: from the lowest round to the highest; marks as in the tables."
+_BANDS = "Shaded: from the lowest round to the highest."
 
 
 def need_matplotlib() -> None:
@@ -41,10 +43,6 @@ def plots(report: Report) -> list[Plot]:
     if report.matrix is not None and report.matrix.workers:
         made += heat_maps(report.matrix)
     return made
-
-
-_LINES = "Lines: from the lowest round to the highest."
-_BANDS = "Shaded: from the lowest round to the highest."
 
 
 def _curves(subjects: list[Subject]) -> list[Plot]:

@@ -58,12 +58,12 @@ def figure(values: Sequence[float], text: Callable[[float | None], str]) -> str:
 
 def _explained(section: Section) -> Section:
     """What the marks of its figures mean; none are needed where all figures are of one round."""
-    cells = [cell for row in section.rows for cell in row[1:]]
+    figures = [cell for row in section.rows for cell in row[1:] if any(map(str.isdigit, cell))]
     said = [section.about]
-    if any(cell.startswith(_APART_MARK) for cell in cells):
+    if any(cell.startswith(_APART_MARK) for cell in figures):
         said.append(f"{_APART_MARK} the rounds differ by more than {_APART:g} times.")
-    single = [cell.endswith(_ONE_ROUND_MARK) for cell in cells]
-    if all(one for one, cell in zip(single, cells, strict=True) if any(map(str.isdigit, cell))) and any(single):
+    single = [cell.endswith(_ONE_ROUND_MARK) for cell in figures]
+    if single and all(single):
         said.append("Of one round: how far the next would be off is not known.")
         rows = [[row[0], *(cell.removesuffix(_ONE_ROUND_MARK) for cell in row[1:])] for row in section.rows]
         section = replace(section, rows=rows)

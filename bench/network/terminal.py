@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import re
 import sys
@@ -64,7 +65,8 @@ def _lines(clock: Callable[[], float]) -> Callable[[Step], None]:
         if now - last >= _LINES_APART_S:
             last = now
             parts = (f"{step.number} of {step.of}", step.text, time_left(step, now - began))
-            print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # who has left early gets the files all the same
+                print(", ".join(part for part in parts if part), file=sys.stderr, flush=True)
 
     return print_step
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -17,8 +18,9 @@ from pathlib import Path
 import pytest
 
 from bench.network.matrix import MatrixPlan, measure_matrix
+from bench.network.probe import make_bytes
 from tests.shells import Shell, start_scheduler
-from zmqtasks import Client, LocalCluster
+from zmqtasks import Client, LocalCluster, get_worker, wait
 from zmqtasks.testing.netns import Host, can_make_namespaces, switch
 
 needs_namespaces = pytest.mark.skipif(not can_make_namespaces(), reason="needs root, ip and nft")
@@ -150,6 +152,33 @@ def three_workers() -> Iterator[Client]:
     cluster = LocalCluster(n_workers=3, threads_per_worker=1)
     with cluster, Client(cluster, set_as_default=False) as client:
         yield client
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="shared memory is for Linux")
+def test_each_fetch_within_a_host_costs_a_copy():
+    """The copy that another reader has would come for nothing, and say nothing of what the first reader pays."""
+    size = 8 << 20
+
+    def hold_two(address: str, key: str) -> bool:
+        worker = get_worker()
+
+        async def fetch() -> list[object]:
+            return [await worker.data_pool.get(address, [key]) for _ in range(2)]
+
+        worker.held = asyncio.run_coroutine_threadsafe(fetch(), worker.loop).result()
+        return worker.data_pool.about(address).transport == "shm"
+
+    def lent() -> int:
+        from zmqtasks.transports.shm.own_arena import lent_bytes
+
+        return lent_bytes()
+
+    with three_workers() as client:
+        source, target, _ = client.scheduler_info()["workers"]
+        value = client.submit(make_bytes, size, key="value", workers=[source])
+        wait([value])
+        assert client.submit(hold_two, source, "value", workers=[target]).result()
+        assert client.run(lent, workers=[source])[source] >= 2 * size
 
 
 def test_nothing_is_left_on_the_workers():

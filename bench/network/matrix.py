@@ -29,7 +29,8 @@ from .figures import MIB
 from .matrix_parts import Measured, better, describe_workers, link_of, nothing_found, sizes_that_fit
 from .pairs import Link, Pair, choose_pairs, next_free
 from .processes import MeasuringError
-from .slow import compare_hosts, judge
+from .remarks import compare_hosts
+from .slow import judge
 
 if TYPE_CHECKING:
     from zmqtasks import Client, Future

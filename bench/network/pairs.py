@@ -61,24 +61,28 @@ def choose_pairs(workers: int, count: int | None = None, seed: int = 0) -> list[
     """Ordered pairs, each next to its reverse: all of them, or about `count`.
 
     A sample has every worker in it, each about as often as any other: it is made of rings through all of them (in random
-    order), and a ring has each worker twice. It is never smaller than one pair for each worker.
+    order), and a ring has each worker twice. Neighbours of neighbours are rarely neighbours in it, so that groups of workers
+    hang together. It is never smaller than one pair for each worker.
     """
     total = workers * (workers - 1)
     wanted = min(total, DEFAULT_PAIRS if count is None else count)
     both_ways = max((wanted + 1) // 2, (workers + 1) // 2) if workers > 1 else 0
     numbers = list(range(workers))
+    steps = list(range(1, workers // 2 + 1))
     if wanted < total:
-        random.Random(seed).shuffle(numbers)
+        chance = random.Random(seed)
+        chance.shuffle(numbers)
+        steps[1:] = chance.sample(steps[1:], len(steps[1:]))  # the first ring has every worker in one piece
     found: dict[Pair, None] = {}
-    for first, second in itertools.islice(_rings(workers), both_ways):
+    for first, second in itertools.islice(_rings(workers, steps), both_ways):
         found[numbers[first], numbers[second]] = None
         found[numbers[second], numbers[first]] = None
     return list(found)
 
 
-def _rings(workers: int) -> Iterator[Pair]:
-    """All unordered pairs, ring after ring: neighbours, then every second, ... Of each ring first what is disjoint."""
-    for step in range(1, workers // 2 + 1):
+def _rings(workers: int, steps: Iterable[int]) -> Iterator[Pair]:
+    """Unordered pairs, ring after ring; a step of 2 makes the ring of every second. Of each ring first what is disjoint."""
+    for step in steps:
         starts = range(workers // 2) if 2 * step == workers else range(workers)
         used: set[int] = set()
         later: list[Pair] = []

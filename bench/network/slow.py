@@ -5,11 +5,18 @@ Theory of operation
 Figures are compared as logarithms: half and twice the bandwidth are equally far off. There is no table of what a network
 should give; links are compared with other links of the same matrix, those inside of hosts and those between hosts apart.
 
-*A host* (or, where hosts have several workers, a worker) is suspected when the median of its links is slower by `FACTORS`,
-and clearly beyond the noise, than the median of the links that it has no part in. Leaving its own links out of the
-comparison is what makes this work in small clusters: with four hosts, half of all links are those of a slow one. The worst
-suspect is named if most of its links are slow, its links are left out of everything that follows, and the others are looked
-at again. Sending and receiving are looked at apart: a host may be slow in one direction only.
+*Groups of hosts* that reach each other faster than the rest come first (`groups.py`): with racks, a link is slow beside links
+between the same two racks, or within the same one. The median of those is what is *usual* for it. A host that reaches nobody at
+full speed belongs to no group: its links to the group that it reaches best are compared with those within that group, its other
+links with nothing. If pairs are a sample, and it was not measured with hosts of every group, its own group may be one of the
+missing ones: then its links are compared with those between groups.
+
+*A host* (or, where hosts have several workers, a worker) is suspected when the median of its links, each beside what is usual for
+it, is slower by `FACTORS`, and clearly beyond the noise, than that of links that it has no part in; by `SURELY_HOST` it is slow
+however noisy the others are. Leaving its own links out of the comparison is what makes this work in small clusters: with four
+hosts, half of all links are those of a slow one. The worst suspect is named if most of its links are slow, its links are left out
+of everything that follows, and the others are looked at again. Sending and receiving are looked at apart: a host may be slow in
+one direction only.
 
 *A link* is named when it is slow and neither of its ends has been. With two workers there is nothing to compare with but
 the way back.
@@ -19,49 +26,36 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import msgspec
-
+from .finding import Finding
+from .groups import LEAST_DEVIATION, NOISE, Groups, HostPair, deviation, group_hosts, one_group
 from .pairs import Link
+from .remarks import LISTED, failures, remarks
 from .wording import bandwidth_text, time_text
+
+__all__ = ["Finding", "judge"]
 
 FACTORS = {"bandwidth": 1.5, "latency": 2.0}
 """What is slower by less is not named: 1.5 is more than processors and placement explain, and the way through one more
 switch may double a latency of 2 us, never one of 100."""
-NOISE = 4.0
-"""How many standard deviations (by the median absolute deviation, MAD) it must be off too."""
-LEAST_DEVIATION = 0.1
-"""Of logarithms: figures of a calm network agree within 10 %, by chance even better."""
+SURELY_HOST = 3.0
+"""A host that is slower by so much is slow, however noisy the others are: that is what most of its links say."""
+SURELY_LINK = 10.0
+"""The same of a single link, which may have been measured at a bad moment."""
 MOST = 2 / 3
 """Of a host's links must be slow for the host to be named."""
 MANY = 32
 """With more hosts than this, one host's links do not shift the median of all, and leaving them out costs time."""
-LISTED = 10
-"""Links named one by one; the rest is counted."""
-MAD_TO_DEVIATION = 1.4826
-"""Of a normal distribution."""
-
-
-class Finding(msgspec.Struct, kw_only=True):
-    """One thing that was found."""
-
-    kind: str
-    """"host", "worker", "link", "asymmetry", "failed" or "note"."""
-    names: list[str]
-    """The host, the worker, or source and target of the link."""
-    metric: str = ""
-    """"bandwidth" or "latency"."""
-    direction: str = ""
-    """"sending", "receiving" or "both", of hosts and workers."""
-    factor: float = 0.0
-    """How many times slower."""
-    pair: tuple[int, int] | None = None
-    """Of a link: the indices of source and target."""
-    text: str
+FEWEST_BETWEEN = 8
+"""So many links between two groups have a median of their own; of fewer, that of all links between groups is what is usual."""
+WIDE = 3.0
+"""Where the fastest and the slowest tenth of the links are so far apart, nothing found is not all well."""
+GROUP_NAMES = 8
+"""Hosts of a group that are listed; the rest is counted."""
+GROUPS_LISTED = 6
+"""Groups, likewise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +65,15 @@ class _Figure:
     source: int
     target: int
     log: float
+    usual: float = 0.0
+    """What links like it have."""
+    is_reference: bool = True
+    """Both of its ends belong to groups."""
+
+    @property
+    def excess(self) -> float:
+        """Beside what is usual."""
+        return self.log - self.usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,28 +83,31 @@ class _Suspect:
     excess: float
     """Logarithm of the factor."""
     mine: float
-    others: float
 
 
 def judge(
     workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link], gone: Mapping[int, str] | None = None
 ) -> list[Finding]:
-    """What the figures say, the worst first: failures, hosts, workers, links, asymmetries, remarks.
+    """What the figures say: failures, groups of hosts, then hosts, workers and links, the worst first, asymmetries, remarks.
 
     `gone`: workers that were given up in the middle, and why.
     """
-    findings = _failures(workers, hosts, links, gone or {})
+    findings = failures(workers, hosts, links, gone or {})
     slow: list[Finding] = []
     odd: list[Finding] = []
+    wide: list[Finding] = []
     for inside in (False, True):
         chosen = [each for each in links if (hosts[each.source] == hosts[each.target]) == inside]
         for metric in FACTORS:
-            more, asymmetric = _Judge(workers, hosts, metric, inside).findings(chosen)
+            judging = _Judge(workers, hosts, metric, inside)
+            more, asymmetric = judging.findings(chosen)
             slow += more
             odd += asymmetric
-    order = ("host", "worker", "link")
+            if not more:
+                wide += judging.spread(chosen)
+    order = ("groups", "host", "worker", "link")
     slow.sort(key=lambda finding: (order.index(finding.kind), -finding.factor))
-    return [*findings, *slow, *odd, *_remarks(workers, hosts, links)]
+    return [*findings, *slow, *odd, *wide, *remarks(workers, hosts, links)]
 
 
 class _Judge:
@@ -113,11 +119,15 @@ class _Judge:
         self._metric = metric
         self._factor = math.log(FACTORS[metric])
         self._inside = inside
+        self._are_grouped = False
 
     def findings(self, links: Iterable[Link]) -> tuple[list[Finding], list[Finding]]:
-        """Slow hosts, workers and links; asymmetries of what has not been named."""
-        figures = [figure for link in links if (figure := self._figure(link)) is not None]
-        found: list[Finding] = []
+        """Groups, slow hosts, workers and links; asymmetries of what has not been named."""
+        all_figures = self._figures(links)
+        groups = self._groups(all_figures)
+        self._are_grouped = len(groups.members) > 1
+        found = self._groups_text(groups, all_figures) if self._are_grouped else []
+        figures = self._compared(all_figures, groups)
         if not self._inside:
             more, figures = self._name_ends("host", lambda worker: self._hosts[worker], figures)
             found += more
@@ -125,15 +135,100 @@ class _Judge:
             more, figures = self._name_ends("worker", lambda worker: self._workers[worker], figures)
             found += more
         slow = self._slow_links(figures)
-        found += self._links_text(slow, figures)
+        found += self._links_text(slow)
         named = {(figure.source, figure.target) for figure in slow}
         return found, self._asymmetries(figures, named)
 
-    def _figure(self, link: Link) -> _Figure | None:
-        value = link.bandwidth if self._metric == "bandwidth" else link.latency_us
-        if not value:
-            return None
-        return _Figure(link.source, link.target, -math.log(value) if self._metric == "bandwidth" else math.log(value))
+    def _figures(self, links: Iterable[Link]) -> list[_Figure]:
+        found = []
+        for link in links:
+            value = link.bandwidth if self._metric == "bandwidth" else link.latency_us
+            if value:
+                log = -math.log(value) if self._metric == "bandwidth" else math.log(value)
+                found.append(_Figure(link.source, link.target, log))
+        return found
+
+    # Groups
+
+    def _groups(self, figures: list[_Figure]) -> Groups:
+        if self._inside:
+            return one_group(self._hosts)
+        # Of two hosts the best of all links, either way: one bad cable or direction does not part them.
+        pairs: dict[HostPair, float] = {}
+        for figure in figures:
+            first, second = sorted((self._hosts[figure.source], self._hosts[figure.target]))
+            pairs[first, second] = min(figure.log, pairs.get((first, second), math.inf))
+        return group_hosts(pairs, self._factor)
+
+    def _compared(self, figures: list[_Figure], groups: Groups) -> list[_Figure]:
+        """The figures beside what is usual for them, without those for which there is nothing to compare with."""
+        blocks: dict[tuple[int, int], list[float]] = {}
+        between: list[float] = []
+        for figure in figures:
+            home = self._homes(figure, groups)
+            if home is not None and not self._loners(figure, groups):
+                blocks.setdefault(home, []).append(figure.log)
+                if home[0] != home[1]:
+                    between.append(figure.log)
+        # Few links have no middle of their own.
+        enough = {home: logs for home, logs in blocks.items() if home[0] == home[1] or len(logs) >= FEWEST_BETWEEN}
+        usual = {home: statistics.median(logs) for home, logs in enough.items()}
+        usual_between = statistics.median(between) if between else None
+        compared = []
+        for figure in figures:
+            home, loners = self._homes(figure, groups), self._loners(figure, groups)
+            if len(loners) > 1 or (loners and home is not None and home[0] != home[1]):
+                continue
+            expected = usual_between if home is None else usual.get(home, usual_between)
+            if expected is not None:
+                compared.append(replace(figure, usual=expected, is_reference=not loners))
+        return compared
+
+    def _loners(self, figure: _Figure, groups: Groups) -> frozenset[str]:
+        return groups.loners.intersection((self._hosts[figure.source], self._hosts[figure.target]))
+
+    def _homes(self, figure: _Figure, groups: Groups) -> tuple[int, int] | None:
+        """Of both ends; None when one of them is not known."""
+        source, target = groups.home.get(self._hosts[figure.source]), groups.home.get(self._hosts[figure.target])
+        return None if source is None or target is None else (source, target)
+
+    def _groups_text(self, groups: Groups, figures: list[_Figure]) -> list[Finding]:
+        within: list[float] = []
+        between: list[float] = []
+        met: set[frozenset[int]] = set()
+        for figure in figures:
+            home = self._homes(figure, groups)
+            if home is not None and not self._loners(figure, groups):
+                (within if home[0] == home[1] else between).append(figure.log)
+                met.add(frozenset(home))
+        fast, slow = statistics.median(within), statistics.median(between)
+        known = list(dict.fromkeys(self._hosts))
+        members = [sorted(group, key=known.index) for group in groups.members]
+        members.sort(key=lambda group: known.index(group[0]))
+        listed = "; ".join(_listed(group) for group in members[:GROUPS_LISTED])
+        if len(members) > GROUPS_LISTED:
+            listed += f"; and {len(members) - GROUPS_LISTED} more"
+        if len(met) < len(members) * (len(members) + 1) // 2:
+            listed += " (a sample of the pairs: some groups may be one; --pairs takes more)"
+        factor = math.exp(slow - fast)
+        text = (
+            f"hosts fall into {len(members)} groups: {self._metric} {self._text(slow)} from one to another, "
+            f"{self._text(fast)} within ({_times(factor)} slower): racks, a slow way between switches, a wrong route? {listed}"
+        )
+        return [Finding(kind="groups", names=[], metric=self._metric, factor=factor, text=text, groups=members)]
+
+    def spread(self, links: Iterable[Link]) -> list[Finding]:
+        """What is said where nothing was found, and yet links are not alike."""
+        logs = sorted(figure.log for figure in self._figures(links))
+        tenth = len(logs) // 10
+        if not tenth or logs[-tenth] - logs[tenth - 1] < math.log(WIDE):
+            return []
+        where = "within hosts" if self._inside else "between hosts"
+        text = (
+            f"no host and no link stands out, but links {where} are of several kinds: {self._metric} "
+            f"{self._text(logs[tenth - 1])} or better on a tenth of them, {self._text(logs[-tenth])} or worse on another"
+        )
+        return [Finding(kind="note", names=[], metric=self._metric, text=text)]
 
     # Hosts and workers
 
@@ -158,40 +253,38 @@ class _Judge:
             ]
 
     def _suspects(self, name_of: Callable[[int], str], figures: list[_Figure]) -> list[_Suspect]:
-        sends: dict[str, list[float]] = {}
-        receives: dict[str, list[float]] = {}
-        ends = [(name_of(figure.source), name_of(figure.target), figure.log) for figure in figures]
-        for source, target, log in ends:
+        sends: dict[str, list[_Figure]] = {}
+        receives: dict[str, list[_Figure]] = {}
+        ends = [(name_of(figure.source), name_of(figure.target), figure) for figure in figures]
+        for source, target, figure in ends:
             if source != target:
-                sends.setdefault(source, []).append(log)
-                receives.setdefault(target, []).append(log)
+                sends.setdefault(source, []).append(figure)
+                receives.setdefault(target, []).append(figure)
         names = sorted({name for source, target, _ in ends for name in (source, target)})
         if len(names) < 3:
             return []  # nobody to compare with
-        everyone = _Reference(self, [log for _, _, log in ends]) if len(names) > MANY else None
+        well = [each for each in ends if each[2].is_reference]
+        everyone = _Reference(self, [figure for *_, figure in well]) if len(names) > MANY else None
         found = []
         for name in names:
-            reference = everyone or _Reference(
-                self, [log for source, target, log in ends if name not in (source, target)]
-            )
+            reference = everyone or _Reference(self, [each for *both, each in well if name not in both])
             suspect = _suspect(name, sends.get(name, []), receives.get(name, []), reference)
             if suspect is not None:
                 found.append(suspect)
         return found
 
-    def margin(self, logs: list[float]) -> float:
+    def margin(self, excesses: list[float], surely: float) -> float:
         """How much slower than their median is slow."""
-        middle = statistics.median(logs)
-        deviation = MAD_TO_DEVIATION * statistics.median(abs(log - middle) for log in logs)
-        return max(self._factor, NOISE * max(deviation, LEAST_DEVIATION))
+        return max(self._factor, min(math.log(surely), NOISE * deviation(excesses)))
 
     def _end_text(self, kind: str, suspect: _Suspect) -> Finding:
         factor = math.exp(suspect.excess)
         what = {"sending": "what it sends", "receiving": "what it receives", "both": "what it sends and receives"}
         way = what[suspect.direction] + (" within the host" if self._inside else "")
+        whose = "usual on such links" if self._are_grouped else "between the others"
         text = (
             f"{kind} {suspect.name}{self._more(kind, suspect.name)} is slow: {self._metric} {self._text(suspect.mine)} in {way}, "
-            f"{self._text(suspect.others)} between the others ({_times(factor)} slower)"
+            f"{self._text(suspect.mine - suspect.excess)} {whose} ({_times(factor)} slower)"
         )
         return Finding(
             kind=kind,
@@ -220,14 +313,11 @@ class _Judge:
     def _slow_links(self, figures: list[_Figure]) -> list[_Figure]:
         if len({frozenset((figure.source, figure.target)) for figure in figures}) < 3:
             return []  # which of two would be the slow one?
-        logs = [figure.log for figure in figures]
-        limit = statistics.median(logs) + self.margin(logs)
-        return sorted((figure for figure in figures if figure.log > limit), key=lambda figure: -figure.log)
+        excesses = [figure.excess for figure in figures]
+        limit = statistics.median(excesses) + self.margin(excesses, SURELY_LINK)
+        return sorted((figure for figure in figures if figure.excess > limit), key=lambda figure: -figure.excess)
 
-    def _links_text(self, slow: list[_Figure], figures: list[_Figure]) -> list[Finding]:
-        if not slow:
-            return []
-        middle = statistics.median(figure.log for figure in figures)
+    def _links_text(self, slow: list[_Figure]) -> list[Finding]:
         by_pair = {(figure.source, figure.target): figure for figure in slow}
         found: list[Finding] = []
         for figure in slow:
@@ -236,11 +326,12 @@ class _Judge:
             back = by_pair.pop((figure.target, figure.source), None)
             ends = [self._workers[figure.source], self._workers[figure.target]]
             ways = f"between {ends[0]} and {ends[1]}" if back else f"from {ends[0]} to {ends[1]}"
-            factor = math.exp(figure.log - middle)
+            factor = math.exp(figure.excess)
+            whose = "usual on such links" if self._are_grouped else "in the middle of all"
             text = (
                 f"the link {ways} is slow: {self._metric} {self._text(figure.log)}"
                 + (f" and {self._text(back.log)}" if back else "")
-                + f", {self._text(middle)} in the middle of all ({_times(factor)} slower)"
+                + f", {self._text(figure.usual)} {whose} ({_times(factor)} slower)"
             )
             pair = (figure.source, figure.target)
             found.append(Finding(kind="link", names=ends, metric=self._metric, factor=factor, pair=pair, text=text))
@@ -286,18 +377,22 @@ class _Judge:
 class _Reference:
     """Links to compare with."""
 
-    def __init__(self, judging: _Judge, logs: list[float]) -> None:
-        self.middle = statistics.median(logs) if logs else math.inf
-        self.limit = self.middle + judging.margin(logs) if logs else math.inf
+    def __init__(self, judging: _Judge, figures: list[_Figure]) -> None:
+        excesses = [figure.excess for figure in figures]
+        self.middle = statistics.median(excesses) if excesses else math.inf
+        self.limit = self.middle + judging.margin(excesses, SURELY_HOST) if excesses else math.inf
 
-    def slower(self, mine: list[float]) -> bool:
+    def slower(self, mine: list[_Figure]) -> bool:
         """Whether these links are slow: their median, and most of them."""
         if not mine:
             return False
-        return statistics.median(mine) > self.limit and sum(log > self.limit for log in mine) >= MOST * len(mine)
+        excesses = [figure.excess for figure in mine]
+        return statistics.median(excesses) > self.limit and sum(
+            excess > self.limit for excess in excesses
+        ) >= MOST * len(mine)
 
 
-def _suspect(name: str, sends: list[float], receives: list[float], others: _Reference) -> _Suspect | None:
+def _suspect(name: str, sends: list[_Figure], receives: list[_Figure], others: _Reference) -> _Suspect | None:
     slow_sends, slow_receives = others.slower(sends), others.slower(receives)
     # One that is mute in one direction is judged by the other.
     if (slow_sends or not sends) and (slow_receives or not receives):
@@ -310,74 +405,13 @@ def _suspect(name: str, sends: list[float], receives: list[float], others: _Refe
         return None
     if not mine:
         return None
-    middle = statistics.median(mine)
-    return _Suspect(name, direction, middle - others.middle, middle, others.middle)
+    excess = statistics.median(figure.excess for figure in mine) - others.middle
+    return _Suspect(name, direction, excess, statistics.median(figure.log for figure in mine))
 
 
-def _failures(
-    workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link], gone: Mapping[int, str]
-) -> list[Finding]:
-    """Workers with which nothing worked, then pairs that failed."""
-    failed = [link for link in links if link.error]
-    tried: dict[int, list[Link]] = {}
-    for link in links:
-        for end in (link.source, link.target):
-            tried.setdefault(end, []).append(link)
-    dead = {worker: mine[0].error for worker, mine in tried.items() if all(link.error for link in mine)}
-    if len(dead) == len(tried):
-        dead = {}  # of two that only ever met each other, neither is to blame for sure
-    dead = dict(sorted({**dead, **gone}.items()))
-    found: list[Finding] = []
-    for worker, why in dead.items():
-        at_host = f" on {hosts[worker]}" if hosts[worker] != workers[worker] else ""
-        text = f"worker {workers[worker]}{at_host} could not be measured: {why}"
-        found.append(Finding(kind="failed", names=[workers[worker]], text=text))
-    left = [link for link in failed if not {link.source, link.target} & dead.keys()]
-    for link in left[:LISTED]:
-        names = [workers[link.source], workers[link.target]]
-        text = f"from {names[0]} to {names[1]} failed: {link.error}"
-        found.append(Finding(kind="failed", names=names, text=text))
-    if len(left) > LISTED:
-        found.append(Finding(kind="failed", names=[], text=f"{len(left) - LISTED} more pairs failed"))
-    return found
-
-
-def _remarks(workers: Sequence[str], hosts: Sequence[str], links: Sequence[Link]) -> list[Finding]:
-    """Links between hosts that are not made as the others."""
-    crossing = [link for link in links if link.transport and hosts[link.source] != hosts[link.target]]
-    kinds: dict[tuple[str, bool], list[Link]] = {}
-    for link in crossing:
-        kinds.setdefault((link.transport, link.encrypted), []).append(link)
-    if len(kinds) < 2:
-        return []
-    counts = sorted(kinds.items(), key=lambda item: -len(item[1]))
-    said = []
-    for (transport, encrypted), mine in counts:
-        name = transport + (", encrypted" if encrypted else "")
-        example = (
-            f" (as from {workers[mine[0].source]} to {workers[mine[0].target]})" if mine is not counts[0][1] else ""
-        )
-        said.append(f"{len(mine)} x {name}{example}")
-    text = f"links between hosts are not all of one kind, so compare with care: {'; '.join(said)}"
-    return [Finding(kind="note", names=[], text=text)]
-
-
-def compare_hosts(hosts: Mapping[str, Mapping[str, Any]]) -> list[Finding]:
-    """Remarks on hosts whose interface is not as those of most others: another MTU, another speed."""
-    found: list[Finding] = []
-    for name, what in (("mtu", "an MTU of {}"), ("mbit_per_s", "a speed of {} Mbit/s")):
-        values = Counter(facts[name] for facts in hosts.values() if facts.get(name))
-        if len(values) < 2:
-            continue
-        usual, _ = values.most_common(1)[0]
-        for host, facts in hosts.items():
-            if facts.get(name) and facts[name] != usual:
-                text = (
-                    f"interface {facts.get('interface')} of host {host} has {what.format(facts[name])}, "
-                    f"those of most hosts {what.format(usual)}: is it the right interface (--interface)?"
-                )
-                found.append(Finding(kind="note", names=[host], text=text))
-    return found[:LISTED]
+def _listed(hosts: list[str]) -> str:
+    rest = f" and {len(hosts) - GROUP_NAMES} more" if len(hosts) > GROUP_NAMES else ""
+    return ", ".join(hosts[:GROUP_NAMES]) + rest
 
 
 def _times(factor: float) -> str:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import Counter
 
 import pytest
 
 from bench.network.pairs import Link, choose_pairs, choose_workers, host_labels, next_free, unique_labels
-from bench.network.slow import compare_hosts, judge
+from bench.network.remarks import compare_hosts
+from bench.network.slow import judge
 
 GOOD = 1.2e9
 QUICK = 80.0
@@ -95,6 +97,72 @@ def test_of_two_workers_only_the_difference_between_the_ways_can_be_told():
     assert judged(2, matrix(2, lambda a, b: {"bandwidth": 1e6})) == []
     findings = judged(2, matrix(2, lambda a, b: {"bandwidth": GOOD / 3} if a == 0 else {}))
     assert [(f.kind, f.names) for f in findings] == [("asymmetry", ["w0", "w1"])]
+
+
+def in_racks(sizes, ratio, slow=None, pairs=None):
+    """Racks of so many hosts, between which bandwidth is divided by `ratio`; `slow`: hosts, and what theirs is divided by."""
+    rack = [number for number, size in enumerate(sizes) for _ in range(size)]
+    chance = random.Random(2)
+
+    def change(a, b):
+        share = max(1 if rack[a] == rack[b] else ratio, *((slow or {}).get(end, 1) for end in (a, b)))
+        return {"bandwidth": GOOD / share * chance.uniform(0.9, 1.1)}
+
+    return matrix(len(rack), change, pairs)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "ratio", "slow"),
+    [
+        ((20, 20), 2, {7: 10}),
+        ((20, 20), 2, {7: 3, 33: 3}),
+        ((50, 50), 2, {7: 10}),
+        ((20, 20), 3, {7: 50}),
+        ((12, 4), 5, {13: 10}),
+        ((8, 8), 5, {}),
+        ((4, 4, 4, 4), 5, {}),
+        ((12, 4), 5, {}),
+    ],
+)
+def test_racks_are_told_and_slow_hosts_among_them(sizes, ratio, slow):
+    count = sum(sizes)
+    groups, *rest = judged(count, in_racks(sizes, ratio, slow))
+    assert (groups.kind, groups.metric) == ("groups", "bandwidth")
+    assert ratio * 0.9 < groups.factor < ratio * 1.1
+    assert [len(group) for group in groups.groups] == [
+        size - sum(sum(sizes[:number]) <= host < sum(sizes[: number + 1]) for host in slow)
+        for number, size in enumerate(sizes)
+    ]
+    assert {(f.kind, *f.names, f.direction) for f in rest} == {("host", f"h{host}", "both") for host in slow}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_of_a_sample_no_healthy_host_is_named(seed):
+    """Its rack may be among the hosts that it was not measured with."""
+    sizes = (20,) * 5
+    findings = judged(100, in_racks(sizes, 3, {7: 50}, choose_pairs(100, seed=seed)))
+    assert [f.names for f in findings if f.kind != "groups"] == [["h7"]]
+    assert len(findings[0].groups) >= 5
+
+
+def test_the_better_half_says_that_the_other_half_is_slow():
+    links = matrix(8, lambda a, b: {"bandwidth": GOOD / 10} if max(a, b) > 3 else {})
+    findings = judged(8, links)
+    assert {(f.kind, *f.names) for f in findings} == {("host", f"h{number}") for number in range(4, 8)}
+    assert all(9 < f.factor < 11 for f in findings)
+
+
+def test_a_slow_host_is_named_though_the_others_differ_much():
+    chance = random.Random(3)
+    links = matrix(12, lambda a, b: {"bandwidth": GOOD * math.exp(chance.gauss(0, 0.6)) / (20 if 3 in (a, b) else 1)})
+    assert ("host", "h3", "bandwidth", "both") in said(judged(12, links))
+
+
+def test_nothing_found_in_links_of_several_kinds_is_not_all_well():
+    links = matrix(8, lambda a, b: {"bandwidth": GOOD / 10} if max(a, b) > 2 else {})
+    findings = judged(8, links)
+    assert [f.kind for f in findings] == ["note"]
+    assert "of several kinds" in findings[0].text
 
 
 def test_missing_pairs_do_not_hide_a_slow_host():

@@ -236,13 +236,13 @@ class _Judge:
         self, kind: str, name_of: Callable[[int], str], figures: list[_Figure]
     ) -> tuple[list[Finding], list[_Figure]]:
         """Names the slow ones, the worst first; what is left is the links that none of them has a part in."""
-        found: list[Finding] = []
+        named: dict[str, list[_Suspect]] = {}
         while True:
-            suspects = self._suspects(name_of, figures)
+            suspects = self._suspects(name_of, figures, named)
             worst = max(suspects, key=lambda suspect: suspect.excess, default=None)
             if worst is None:
-                return found, figures
-            found.append(self._end_text(kind, worst))
+                return [self._end_text(kind, each) for each in named.values()], figures
+            named.setdefault(worst.name, []).append(worst)
             figures = [
                 figure
                 for figure in figures
@@ -252,7 +252,9 @@ class _Judge:
                 )
             ]
 
-    def _suspects(self, name_of: Callable[[int], str], figures: list[_Figure]) -> list[_Suspect]:
+    def _suspects(
+        self, name_of: Callable[[int], str], figures: list[_Figure], named: Mapping[str, list[_Suspect]]
+    ) -> list[_Suspect]:
         sends: dict[str, list[_Figure]] = {}
         receives: dict[str, list[_Figure]] = {}
         ends = [(name_of(figure.source), name_of(figure.target), figure) for figure in figures]
@@ -268,7 +270,7 @@ class _Judge:
         found = []
         for name in names:
             reference = everyone or _Reference(self, [each for *both, each in well if name not in both])
-            suspect = _suspect(name, sends.get(name, []), receives.get(name, []), reference)
+            suspect = _suspect(name, sends.get(name, []), receives.get(name, []), reference, name in named)
             if suspect is not None:
                 found.append(suspect)
         return found
@@ -277,21 +279,24 @@ class _Judge:
         """How much slower than their median is slow."""
         return max(self._factor, min(math.log(surely), NOISE * deviation(excesses)))
 
-    def _end_text(self, kind: str, suspect: _Suspect) -> Finding:
-        factor = math.exp(suspect.excess)
+    def _end_text(self, kind: str, suspects: list[_Suspect]) -> Finding:
+        """Of one that is slow, both ways alike or each in its own measure."""
+        worst = suspects[0]
         what = {"sending": "what it sends", "receiving": "what it receives", "both": "what it sends and receives"}
-        way = what[suspect.direction] + (" within the host" if self._inside else "")
+        inside = " within the host" if self._inside else ""
         whose = "usual on such links" if self._are_grouped else "between the others"
-        text = (
-            f"{kind} {suspect.name}{self._more(kind, suspect.name)} is slow: {self._metric} {self._text(suspect.mine)} in {way}, "
-            f"{self._text(suspect.mine - suspect.excess)} {whose} ({_times(factor)} slower)"
-        )
+        parts = [
+            f"{self._text(each.mine)} in {what[each.direction]}{inside}, {self._text(each.mine - each.excess)} {whose} "
+            f"({_times(math.exp(each.excess))} slower)"
+            for each in suspects
+        ]
+        text = f"{kind} {worst.name}{self._more(kind, worst.name)} is slow: {self._metric} {', and '.join(parts)}"
         return Finding(
             kind=kind,
-            names=[suspect.name],
+            names=[worst.name],
             metric=self._metric,
-            direction=suspect.direction,
-            factor=factor,
+            direction=worst.direction if len(suspects) == 1 else "both",
+            factor=math.exp(worst.excess),
             text=text,
         )
 
@@ -392,10 +397,13 @@ class _Reference:
         ) >= MOST * len(mine)
 
 
-def _suspect(name: str, sends: list[_Figure], receives: list[_Figure], others: _Reference) -> _Suspect | None:
+def _suspect(
+    name: str, sends: list[_Figure], receives: list[_Figure], others: _Reference, is_named: bool
+) -> _Suspect | None:
+    """`is_named`: for one direction, whose links are left out since then."""
     slow_sends, slow_receives = others.slower(sends), others.slower(receives)
     # One that is mute in one direction is judged by the other.
-    if (slow_sends or not sends) and (slow_receives or not receives):
+    if not is_named and (slow_sends or not sends) and (slow_receives or not receives):
         direction, mine = "both", sends + receives
     elif slow_sends:
         direction, mine = "sending", sends

@@ -66,6 +66,21 @@ def test_a_host_that_is_slow_in_one_direction(direction, end):
     assert {f.kind for f in findings} <= {"host", "asymmetry"}
 
 
+def test_a_host_that_is_slow_each_way_in_its_own_measure_is_named_once():
+    """What it receives is told only when what it and others send is out of the way."""
+
+    def change(a, b):
+        slow = {(2, "sends"): 10, (2, "receives"): 2, (3, "sends"): 2, (4, "sends"): 4}
+        share = max(slow.get((a, "sends"), 1), slow.get((b, "receives"), 1))
+        return {"bandwidth": GOOD / share * math.exp(chance.gauss(0, 0.1))}
+
+    chance = random.Random(50)
+    found = [f for f in judged(8, matrix(8, change)) if "h2" in f.names and f.kind == "host"]
+    assert said(found) == [("host", "h2", "bandwidth", "both")]
+    assert "in what it sends, " in found[0].text
+    assert "in what it receives, " in found[0].text
+
+
 def test_a_host_that_is_slow_to_answer():
     links = matrix(4, lambda a, b: {"latency_us": 5_000.0} if 3 in (a, b) else {})
     findings = judged(4, links)

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .figures import Quantiles
 from .pairs import Link, Pair, choose_workers, host_labels, unique_labels
 
 if TYPE_CHECKING:
@@ -74,9 +75,8 @@ def link_of(pair: Pair, answer: dict[str, Any]) -> Link:
     if first_s := answer.get("first_s"):
         link.first_ms = first_s * 1e3
     if times := answer.get("latency_s"):
-        link.latency_us = times[(len(times) - 1) // 2] * 1e6
-        if len(times) >= 100:
-            link.latency_p99_us = times[int(len(times) * 0.99)] * 1e6
+        quantiles = Quantiles.of(times)
+        link.latency_us, link.latency_p99_us = quantiles.p50, quantiles.p99
     if by_size := dict(answer.get("bandwidth", ())):
         link.by_size = by_size
         link.bandwidth = max(by_size.values()) or None
@@ -98,8 +98,13 @@ def better(first: Link, second: Link) -> Link:
 
 def nothing_found(links: list[Link]) -> list[str]:
     """What is said when nothing is slow beside the rest."""
-    if not links:
+    measured = [link for link in links if not link.error]
+    if not measured:
         return []
-    if len({frozenset((link.source, link.target)) for link in links}) < 3:
+    workers = {end for link in measured for end in (link.source, link.target)}
+    if len(workers) == 2:
         return ["two workers: there is nothing to compare their link with"]
+    pairs = len({frozenset((link.source, link.target)) for link in measured})
+    if pairs < 3:
+        return [f"{len(workers)} workers, but only {pairs} pairs of them were measured: too few to compare"]
     return ["no host and no link is slow beside the others"]

@@ -9,6 +9,7 @@ from collections import Counter
 
 import pytest
 
+from bench.network.matrix_parts import link_of, nothing_found
 from bench.network.pairs import Link, choose_pairs, choose_workers, host_labels, next_free, unique_labels
 from bench.network.remarks import compare_hosts
 from bench.network.slow import judge
@@ -178,6 +179,23 @@ def test_nothing_found_in_links_of_several_kinds_is_not_all_well():
     findings = judged(8, links)
     assert [f.kind for f in findings] == ["note"]
     assert "of several kinds" in findings[0].text
+
+
+def test_too_few_pairs_are_not_too_few_workers():
+    assert nothing_found([]) == []
+    assert "two workers" in nothing_found(matrix(2))[0]
+    assert nothing_found(matrix(3, pairs=[(0, 1), (1, 0), (1, 2), (2, 1)])) == [
+        "3 workers, but only 2 pairs of them were measured: too few to compare"
+    ]
+    assert "no link is slow" in nothing_found(matrix(3))[0]
+
+
+def test_what_99_of_100_round_trips_stay_within():
+    answer = {"error": "", "latency_s": [number * 1e-6 for number in range(1, 101)]}
+    link = link_of((0, 1), answer)
+    assert (link.latency_us, link.latency_p99_us) == pytest.approx((50, 99))
+    answer["latency_s"].pop()
+    assert link_of((0, 1), answer).latency_p99_us is None
 
 
 def test_missing_pairs_do_not_hide_a_slow_host():

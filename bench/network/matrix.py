@@ -26,7 +26,15 @@ from typing import TYPE_CHECKING, Any
 from . import probe
 from .document import Matrix
 from .figures import MIB
-from .matrix_parts import Measured, better, describe_workers, link_of, nothing_found, sizes_that_fit
+from .matrix_parts import (
+    Measured,
+    better,
+    describe_workers,
+    link_of,
+    nothing_found,
+    size_of_all_at_once,
+    sizes_that_fit,
+)
 from .pairs import Link, Pair, choose_pairs, next_free
 from .processes import MeasuringError
 from .remarks import compare_hosts
@@ -119,8 +127,10 @@ class _Run:
         if len(info) < 2:
             raise MeasuringError(f"a matrix needs at least two workers, the cluster has {len(info)}")
         self._workers = describe_workers(info)
-        self._sizes = sizes_that_fit(plan.sizes[:1] if plan.together else plan.sizes, info)
         self._pairs = choose_pairs(len(self._workers), plan.pairs)
+        self._sizes = sizes_that_fit(plan.sizes, info)
+        if plan.together:
+            self._sizes = (size_of_all_at_once(plan.sizes, info, self._pairs),)
         self._hosts: dict[str, dict[str, Any]] = {}
         self._done = 0
         self._expected = len(self._pairs)
@@ -249,7 +259,7 @@ class _Run:
     def _source(self, worker: Measured) -> probe.Source:
         keys = [str(future.key) for future in worker.values]
         large = list(zip(self._sizes, keys[1:], strict=True))
-        return {"address": worker.address, "small": keys[0], "large": large[:1] if self._plan.together else large}
+        return {"address": worker.address, "small": keys[0], "large": large}
 
     def _wait_any(self, deadlines: dict[Any, float]) -> list[Any]:
         """What has ended, or must end now: its time is over, or its worker is gone. May be nothing yet."""

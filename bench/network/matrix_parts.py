@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from .figures import Quantiles
+from .figures import MIB, Quantiles
 from .pairs import Link, Pair, choose_workers, host_labels, unique_labels
 
 if TYPE_CHECKING:
@@ -15,6 +17,8 @@ if TYPE_CHECKING:
 
 MEMORY_SHARE = 8
 """Values take at most 1/8 of the smallest worker's memory."""
+AT_ONCE_BYTES = 512 * MIB
+"""At most so much is on its way to a worker when all pairs run at once: 1 GbE takes 5 s for it, of the 30 that a pair has."""
 
 
 @dataclass(slots=True)
@@ -64,6 +68,13 @@ def sizes_that_fit(sizes: tuple[int, ...], info: dict[str, dict[str, Any]]) -> t
     most = min(limits, default=0) / MEMORY_SHARE
     fitting = tuple(size for size in sizes if not limits or size <= most)
     return fitting or sizes[:1]
+
+
+def size_of_all_at_once(sizes: tuple[int, ...], info: dict[str, dict[str, Any]], pairs: Iterable[Pair]) -> int:
+    """The largest that fits when a worker receives a value from, and sends one to, each of its partners at once."""
+    busiest = max(Counter(target for _, target in pairs).values(), default=1)
+    fitting = sizes_that_fit(tuple(size * busiest for size in sizes if size * busiest <= AT_ONCE_BYTES), info)
+    return max(fitting) // busiest if fitting else sizes[0]
 
 
 def link_of(pair: Pair, answer: dict[str, Any]) -> Link:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from .document import Matrix, Report, median
 from .pairs import Link
 from .tables import Section
-from .wording import NOTHING, bandwidth_text, time_text
+from .wording import NOTHING, bandwidth_text, size_text, time_text
 
 MOST_COLUMNS = 8
 """Of a matrix written out; larger ones are heat maps and rows of medians only."""
@@ -24,7 +24,7 @@ def matrix_sections(report: Report) -> list[Section]:
         made.append(_square("Bandwidth between workers", about, matrix, matrix.bandwidth, bandwidth_text))
         about = "A small fetch and its answer, the median; row: from, column: to (the one that asks)."
         made.append(_square("Round trips between workers", about, matrix, matrix.latency_us, time_text))
-    made += [_workers(matrix), _kinds(matrix), _hosts(matrix)]
+    made += [_workers(matrix), _sums(matrix), _kinds(matrix), _hosts(matrix)]
     return [section for section in made if section.rows]
 
 
@@ -67,6 +67,24 @@ def _slowest(matrix: Matrix, number: int, link: Link | None) -> str:
         return NOTHING
     other = f"to {matrix.workers[link.target]}" if link.source == number else f"from {matrix.workers[link.source]}"
     return f"{bandwidth_text(link.bandwidth)} {other}"
+
+
+def _sums(matrix: Matrix) -> Section:
+    """When all pairs ran at the same time: what each host sent and received."""
+    sizes = ", ".join(size_text(size) for size in matrix.facts.get("sizes", ()))
+    about = f"All pairs at the same time, with values of {sizes}: sums of the links of each host."
+    section = Section("Hosts under load", about, ["", "sends", "receives", "within the host"])
+    if not matrix.facts.get("together"):
+        return section
+    for host in dict.fromkeys(matrix.hosts):
+        sums = {"sends": 0.0, "receives": 0.0, "within": 0.0}
+        for link in matrix.links:
+            source, target = matrix.hosts[link.source], matrix.hosts[link.target]
+            if host in (source, target):
+                way = "within" if source == target else "sends" if source == host else "receives"
+                sums[way] += link.bandwidth or 0.0
+        _add(section, [host, *(bandwidth_text(value or None) for value in sums.values())])
+    return section
 
 
 def _kinds(matrix: Matrix) -> Section:

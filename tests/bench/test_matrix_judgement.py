@@ -9,7 +9,9 @@ from collections import Counter
 
 import pytest
 
-from bench.network.matrix_parts import link_of, nothing_found
+from bench.network.document import Matrix, Report
+from bench.network.matrix_parts import link_of, nothing_found, size_of_all_at_once
+from bench.network.matrix_tables import matrix_sections
 from bench.network.pairs import Link, choose_pairs, choose_workers, host_labels, next_free, unique_labels
 from bench.network.remarks import compare_hosts
 from bench.network.slow import judge
@@ -196,6 +198,40 @@ def test_what_99_of_100_round_trips_stay_within():
     assert (link.latency_us, link.latency_p99_us) == pytest.approx((50, 99))
     answer["latency_s"].pop()
     assert link_of((0, 1), answer).latency_p99_us is None
+
+
+@pytest.mark.parametrize(
+    ("workers", "memory_limit", "expected"),
+    [
+        (2, 0, 64),
+        (8, 0, 64),
+        (9, 0, 64),
+        (10, 0, 16),
+        (200, 0, 1),
+        (1000, 0, 1),
+        (3, 1024, 64),
+        (3, 512, 16),
+        (3, 4, 1),
+    ],
+)
+def test_values_of_pairs_that_all_run_at_once_fit_together(workers, memory_limit, expected):
+    info = {str(number): {"memory_limit": memory_limit << 20} for number in range(workers)}
+    pairs = list(itertools.permutations(range(workers), 2))
+    assert size_of_all_at_once((1 << 20, 16 << 20, 64 << 20), info, pairs) == expected << 20
+
+
+def test_the_sums_of_hosts_under_load_are_shown():
+    links = matrix(4, lambda a, b: {"bandwidth": 1e9})
+    hosts = ["a", "a", "b", "c"]
+    document = Matrix(
+        workers=names(4), hosts=hosts, links=links, facts={"together": True, "sizes": [16 << 20]},
+        bandwidth=[[None] * 4] * 4, latency_us=[[None] * 4] * 4,
+    )  # fmt: skip
+    section = next(each for each in matrix_sections(Report(matrix=document)) if each.title == "Hosts under load")
+    assert section.rows[0] == ["a", "4.00 GB/s", "4.00 GB/s", "2.00 GB/s"]
+    assert "16 MiB" in section.about
+    document.facts["together"] = False
+    assert "Hosts under load" not in [each.title for each in matrix_sections(Report(matrix=document))]
 
 
 def test_missing_pairs_do_not_hide_a_slow_host():

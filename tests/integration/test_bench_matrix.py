@@ -197,13 +197,15 @@ def test_nothing_is_left_on_the_workers():
 
 
 def test_a_sample_and_all_at_once():
-    plan = MatrixPlan(sizes=(1 << 20,), time_s=0.3, pairs=4, together=True)
+    plan = MatrixPlan(sizes=(1 << 16, 1 << 20, 1 << 40), time_s=0.3, pairs=4, together=True)
     with three_workers() as client:
         matrix = measure_matrix(client, plan)
         # Workers need not have the benchmarks: what they ran came by value.
         loaded = client.run(lambda: [name for name in sys.modules if name.partition(".")[0] in ("bench", "tests")])
         assert set(map(tuple, loaded.values())) == {()}
     assert matrix.facts["pairs_measured"] == 4
+    assert matrix.facts["sizes"] == [1 << 20]  # the largest for which there is memory
+    assert {size for link in matrix.links for size in link.by_size} == {1 << 20}
     assert all(link.bandwidth and link.latency_us for link in matrix.links)
 
 

@@ -12,6 +12,8 @@ from rich.console import Console
 from zmqtasks import Client
 from zmqtasks.cli.options import find_scheduler
 from zmqtasks.errors import TaskTimeoutError
+from zmqtasks.transports.address import parse_host_port, split_scheme
+from zmqtasks.transports.registry import get_transport
 
 from . import machine
 from .document import Matrix, Report
@@ -45,6 +47,7 @@ def measure_cluster(
     Raises what `find_scheduler` and `Client` raise, and MeasuringError when there is nothing to measure.
     """
     plan = _plan(quick, sizes, pairs, together, limit_s)
+    _check_address(scheduler)
     target = find_scheduler(scheduler, scheduler_file, key_file)
     started, began = datetime.now(UTC), time.monotonic()
     client = Client(
@@ -70,6 +73,15 @@ def measure_cluster(
         plan=_described(plan, matrix),
         matrix=matrix,
     )
+
+
+def _check_address(address: str | None) -> None:
+    """Raises AddressError or what an unknown transport raises, before anybody waits for a key of nobody."""
+    if address is None:
+        return
+    whole = address if "://" in address else f"tcp://{address}"
+    if get_transport(split_scheme(whole)[0]).capabilities.uses_ip:
+        parse_host_port(whole)
 
 
 def _wait_for(client: Client, workers: int | None, on_step: Callable[[Step], None]) -> list[str]:

@@ -96,3 +96,14 @@ def test_a_file_that_is_something_else(content, words, tmp_path):
     done = CliRunner().invoke(bench, ["compare", str(path), str(path)])
     assert done.exit_code == 1
     assert words in done.output
+
+
+@pytest.mark.parametrize(
+    ("content", "words"), [("{}", "no result of"), ('{"format": 2, "title": {"text": "other"}}', "has format 2")]
+)
+def test_a_document_of_no_format_or_of_a_later_one(content, words, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    done = CliRunner().invoke(bench, ["compare", str(path), str(path)])
+    assert done.exit_code == 1
+    assert words in done.output

@@ -14,14 +14,17 @@ from dataclasses import replace
 
 import psutil
 import pytest
+from click.testing import CliRunner
 
+from bench.network.command import write
 from bench.network.data_links import CONTENTS, measure_data, value
-from bench.network.document import Series, Subject, read_json
+from bench.network.document import Report, Series, Subject, read_json
 from bench.network.figures import KIB, MIB, RATES, Plan
 from bench.network.links import measure_link
 from bench.network.subjects import Measured, find_subjects
 from bench.network.suite import Suite, _Runner, full, quick, run
 from bench.network.worker import Task, answer
+from zmqtasks.cli.bench import bench
 from zmqtasks.errors import CommError
 from zmqtasks.transports import get_transport
 
@@ -219,12 +222,40 @@ def test_control_c_leaves_what_there_is_and_no_process(tmp_path):
     assert not alive
 
 
+def test_nothing_is_left_of_a_run_that_did_not_begin(tmp_path):
+    (tmp_path / "old.json").write_text("kept")
+    files = ["--json", str(tmp_path / "old.json"), "--html", str(tmp_path / "a.html"), "--png", str(tmp_path / "plots")]
+    process = bench_net("--scheduler", "nonsense", *files)
+    process.communicate(timeout=DEADLINE_S)
+    assert process.returncode != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["old.json"]
+    assert (tmp_path / "old.json").read_text() == "kept"
+
+
+def test_what_cannot_be_written_in_the_end_costs_no_other_file(tmp_path):
+    written, failed = write(Report(), tmp_path / "gone" / "a.json", tmp_path / "a.html", tmp_path / "a.html" / "plots")
+    assert written == [tmp_path / "a.html"]
+    assert ["a.json" in failed[0], "plots" in failed[1]] == [True, True]
+
+
+def test_help_names_defaults_and_baselines():
+    text = " ".join(CliRunner().invoke(bench, ["net", "--help"]).output.split())
+    for words in ("dask.distributed", "raw ucxx", "default: 8", "default: 3", "1MiB,16MiB,64MiB", "off,auto,lz4"):
+        assert words in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--transports", "nix"], "there is no transport 'nix'"),
         (["--sizes", "7parsec"], "is not a size"),
         (["--json", "/nowhere/a.json"], "there is no folder /nowhere"),
+        (["--compression", "gzip"], "there is no compression 'gzip'"),
+        (["--png", "/dev/null/plots"], "plots cannot be written to /dev/null/plots"),
+        (["--parallel", "--pairs", "3"], "--pairs, --parallel: for a cluster"),
+        (["--scheduler", "tcp://127.0.0.1:1", "--rounds", "2"], "--rounds: for one machine"),
+        (["--scheduler", "nonsense", "--key-file", "/nowhere/key"], "has no port"),
+        (["--scheduler", "nix://a:1", "--key-file", "/nowhere/key"], "nix"),
     ],
 )
 def test_mistakes_are_told_at_once(arguments, words):

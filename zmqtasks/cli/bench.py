@@ -65,11 +65,21 @@ def bench() -> None:
 @bench.command()
 @click.option("--quick", is_flag=True, help="Two or three minutes, to see what is what.")
 @click.option("--transports", callback=_listed, metavar="LIST", help="Only these: tcp,zmq (default: all).")
-@click.option("--sizes", callback=_sizes, metavar="LIST", help="Message sizes for bandwidth: 1KiB,64MiB.")
-@click.option("--peers", type=click.IntRange(1, 1000), help="Processes at the other end of fan-in and fan-out.")
-@click.option("--rounds", type=click.IntRange(1, 1000), help="How often everything is measured.")
 @click.option(
-    "--compression", callback=_listed, metavar="LIST", help="Of data links: off,auto,lz4 (default: all that there are)."
+    "--sizes",
+    callback=_sizes,
+    metavar="LIST",
+    help="Message sizes for bandwidth: 1KiB,64MiB (default: 13 from 1 to 1GiB, --quick: 1KiB,64KiB,1MiB,64MiB; "
+    "of a cluster: 1MiB,16MiB,64MiB, --quick: 1MiB,16MiB).",
+)
+@click.option(
+    "--peers",
+    type=click.IntRange(1, 1000),
+    help="Processes at the other end of fan-in and fan-out (default: 8, --quick: 2).",
+)
+@click.option("--rounds", type=click.IntRange(1, 1000), help="How often everything is measured (default: 3).")
+@click.option(
+    "--compression", callback=_listed, metavar="LIST", help="Of data links: off,auto,lz4,zstd (default: off,auto,lz4)."
 )
 @click.option("--json", "json_file", type=_FILE, help="Write all figures, for programs and `bench compare`.")
 @click.option("--html", "html_file", type=_FILE, help="Write a report: one file, with plots.")
@@ -82,7 +92,11 @@ def bench() -> None:
 @scheduler_file_option
 @key_file_option
 def net(**options: Any) -> int:
-    """Measure every transport on this machine, beside raw sockets, raw pyzmq and memcpy in the same run."""
+    """Measure every transport on this machine, or the links of a cluster.
+
+    On this machine, baselines are measured in the same run: raw sockets, raw pyzmq, raw ucxx, memcpy and dask.distributed, as
+    far as they are installed.
+    """
     return int(suite_module("command").run(**options))
 
 

@@ -1,14 +1,13 @@
 """`zmqtasks bench compare A.json B.json`: what got better or worse from one run to the next, beyond the noise.
 
-The noise of a figure is known from its rounds. A figure has changed when no round of one run lies within the range of the
-other's, and the medians differ by more than `SMALLEST_CHANGE`; of a figure with a single round nobody knows the noise, and
-only a change by more than `UNKNOWN_NOISE` counts.
+The noise of a figure is known from the rounds of all figures of its kind (`noise.py`). What has a baseline must have changed
+beside that too: else it is the machine that changed.
 """
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,18 +15,16 @@ import click
 import msgspec
 from rich.console import Console
 
-from .document import FORMAT, Matrix, Report, Series, read_json
-from .figures import RATES
+from .compare_matrix import check_comparable, compare_matrices
+from .document import FORMAT, Report, Series, Subject, read_json
+from .figures import RATES, READ_BYTES
 from .machine import differences
+from .noise import FALSE_ALARMS, beyond_noise, pooled_noise
 from .processes import MeasuringError
 from .tables import Section, moves_bytes
 from .terminal import show_section
 from .wording import NOTHING, bandwidth_text, figure_text, ratio_text, size_text, time_text
 
-SMALLEST_CHANGE = 0.05
-UNKNOWN_NOISE = 1.0
-_FEW_ROUNDS = 2
-"""So few say little of the noise: their range counts for double."""
 _MARKS = {1: " ▲", -1: " ▼", 0: ""}
 
 
@@ -53,6 +50,11 @@ def run(first_path: Path, second_path: Path) -> int:
     """Prints the comparison; the exit code is 0 whatever it says."""
     try:
         first, second = _read(first_path), _read(second_path)
+    except MeasuringError as exc:
+        raise click.ClickException(str(exc)) from exc
+    try:
+        if first.matrix is not None and second.matrix is not None:
+            check_comparable(first.matrix, second.matrix)
     except MeasuringError as exc:
         raise click.ClickException(str(exc)) from exc
     show(first, second, Console())
@@ -84,15 +86,21 @@ def show(first: Report, second: Report, console: Console) -> None:
         console.print(f"The machines differ in {sentence}", highlight=False, markup=False)
     if not (first.complete and second.complete):
         console.print("A run was interrupted: only what both have is compared.")
+    for sentence in _plans(first, second):
+        console.print(sentence, highlight=False, markup=False)
     changes = compare(first, second)
     for section in _sections(changes):
         show_section(section, console)
-    for sentence in _matrices(first.matrix, second.matrix):
-        console.print(sentence, highlight=False, markup=False)
-    if not changes:
-        if first.matrix is None or second.matrix is None:
-            console.print("The runs have no figures in common.")
-        return
+    if first.matrix is not None and second.matrix is not None:
+        for sentence in compare_matrices(first.matrix, second.matrix):
+            console.print(sentence, highlight=False, markup=False)
+    elif not changes:
+        console.print("The runs have no figures in common.")
+    if changes:
+        _show_changes(first, changes, console)
+
+
+def _show_changes(first: Report, changes: list[Change], console: Console) -> None:
     for verdict, word in ((-1, "worse"), (1, "better")):
         changed = [change for change in changes if change.verdict == verdict]
         if changed:
@@ -105,21 +113,71 @@ def show(first: Report, second: Report, console: Console) -> None:
     elif baselines := sorted({change.subject for change in changes if change.verdict and _is_baseline(first, change)}):
         changed_too = ", ".join(baselines)
         console.print(f"Baselines have changed too ({changed_too}): some of this is the machine.", highlight=False)
+    console.print(
+        f"{len(changes)} figures were compared; if runs differed no more than their rounds do, chance alone would give "
+        f"{FALSE_ALARMS:g} changes.",
+        highlight=False,
+    )
 
 
 def compare(first: Report, second: Report) -> list[Change]:
-    """Every figure that both runs have."""
-    changes: list[Change] = []
+    """Every figure that both runs have, and that means the same in both."""
+    pairs: list[_Pair] = []
+    left_out = {rate for rate in RATES if rate.startswith("fan_")} if _peers(first) != _peers(second) else set()
+    if _read_size(first) != _read_size(second):
+        left_out.add("read_bytes_per_s")
     for subject in first.subjects:
         other = second.subject(subject.id)
         if other is not None:
-            bytes_move = moves_bytes(subject)
-            changes += _series(subject.name, subject.idle, other.idle, "", bytes_move)
-            changes += _series(subject.name, subject.gil, other.gil, ", GIL held", bytes_move)
+            rates = [rate for rate in RATES if rate not in left_out]
+            pairs += _series(subject, subject.idle, other.idle, "", rates)
+            pairs += _series(subject, subject.gil, other.gil, ", GIL held", rates)
+    by_kind: dict[str, list[list[float]]] = {}
+    for pair in pairs:
+        by_kind.setdefault(pair.figure, []).extend((pair.first, pair.second))
+    noise = {figure: pooled_noise(rounds) for figure, rounds in by_kind.items()}
+    by_subject = {(pair.subject.id, pair.figure): pair for pair in pairs}
+    changes = []
+    for pair in pairs:
+        baseline = by_subject.get((pair.subject.baseline or "", pair.figure))
+        changes.append(_change(pair, baseline, noise[pair.figure], len(pairs)))
     return changes
 
 
-def _series(name: str, first: Series, second: Series, condition: str, bytes_move: bool) -> Iterator[Change]:
+class _Pair(NamedTuple):
+    """The rounds of one figure of a subject in two runs."""
+
+    subject: Subject
+    figure: str
+    first: list[float]
+    second: list[float]
+    better: int
+    """1 when more is better, -1 when less is."""
+    text: str
+
+
+def _change(pair: _Pair, baseline: _Pair | None, noise: float | None, comparisons: int) -> Change:
+    ours, theirs = statistics.median(pair.first), statistics.median(pair.second)
+    direction = 1 if theirs > ours else -1
+    changed = beyond_noise(pair.first, pair.second, noise, comparisons)
+    if changed and baseline is not None:
+        beside = _beside(pair.first, baseline.first), _beside(pair.second, baseline.second)
+        same_way = (statistics.median(beside[1]) - statistics.median(beside[0])) * direction > 0
+        changed = same_way and beyond_noise(*beside, noise, comparisons)
+    verdict = pair.better * direction if changed else 0
+    return Change(pair.subject.name, pair.figure, ours, theirs, verdict, pair.text)
+
+
+def _beside(values: list[float], baseline: list[float]) -> list[float]:
+    """As ratios to the baseline, round by round where both had the same rounds."""
+    if len(values) == len(baseline) and all(baseline):
+        return [value / each for value, each in zip(values, baseline, strict=True)]
+    middle = statistics.median(baseline) or 1.0
+    return [value / middle for value in values]
+
+
+def _series(subject: Subject, first: Series, second: Series, condition: str, rates: Sequence[str]) -> Iterator[_Pair]:
+    bytes_move = moves_bytes(subject)
     for size in sorted(first.latency_us.keys() & second.latency_us.keys()):
         held = (("mean", "mean round trip"),)
         idle = (("p50", "median round trip"), ("p99", "99 % of round trips"))
@@ -130,45 +188,45 @@ def _series(name: str, first: Series, second: Series, condition: str, bytes_move
             ]
             if all(values):
                 text = f"{time_text(statistics.median(values[0]))} → {time_text(statistics.median(values[1]))}"
-                yield _change(name, f"{figure} of {size_text(size)}{condition}", values[0], values[1], -1, text)
+                name = f"{figure} of {size_text(size)}{condition}"
+                yield _Pair(subject, name, values[0], values[1], -1, text)
     for size in sorted(first.bandwidth.keys() & second.bandwidth.keys()) if bytes_move else ():
         ours, theirs = first.bandwidth[size], second.bandwidth[size]
         text = f"{bandwidth_text(statistics.median(ours))} → {bandwidth_text(statistics.median(theirs))}"
-        yield _change(name, f"bandwidth at {size_text(size)}{condition}", ours, theirs, 1, text)
-    for rate in RATES:
+        yield _Pair(subject, f"bandwidth at {size_text(size)}{condition}", ours, theirs, 1, text)
+    for rate in rates:
         if rate in first.rates and rate in second.rates and (bytes_move or not rate.endswith("bytes_per_s")):
             ours, theirs = first.rates[rate], second.rates[rate]
             text = " → ".join(figure_text(rate, statistics.median(values)) for values in (ours, theirs))
-            yield _change(name, _rate_name(rate) + condition, ours, theirs, 1, text)
+            yield _Pair(subject, _rate_name(rate) + condition, ours, theirs, 1, text)
+
+
+def _peers(report: Report) -> object:
+    return report.plan.get("idle", {}).get("peers")
+
+
+def _read_size(report: Report) -> int | None:
+    """Of the messages that are read; None: the document does not say."""
+    sizes = report.plan.get("idle", {}).get("sizes")
+    return min(READ_BYTES, max(sizes)) if sizes else None
+
+
+def _plans(first: Report, second: Report) -> Iterator[str]:
+    """How the two were measured unlike each other."""
+    ours, theirs = first.plan.get("idle", first.plan), second.plan.get("idle", second.plan)
+    for name in ("peers", "time_s", "round_trips", "batch"):
+        if name in ours and name in theirs and ours[name] != theirs[name]:
+            yield f"The runs were measured unlike each other: {name} {ours[name]} → {theirs[name]}"
+    if _peers(first) != _peers(second):
+        yield "Fan-in and fan-out are not compared: they are with as many processes as there are peers."
+    if first.subjects and second.subjects and ours.get("sizes") != theirs.get("sizes"):
+        yield "Only message sizes that both have are compared."
+    if _read_size(first) != _read_size(second):
+        yield "What is sent and read is not compared: its messages have another size."
 
 
 def _rate_name(rate: str) -> str:
     return rate.removesuffix("_per_s").replace("_", " ").replace("fan ", "fan-")
-
-
-def _change(subject: str, figure: str, first: list[float], second: list[float], better: int, text: str) -> Change:
-    """`better`: 1 when more is better, -1 when less is."""
-    ours, theirs = statistics.median(first), statistics.median(second)
-    verdict = 0
-    if beyond_noise(first, second):
-        verdict = better if theirs > ours else -better
-    return Change(subject, figure, ours, theirs, verdict, text)
-
-
-def beyond_noise(first: list[float], second: list[float]) -> bool:
-    """Whether the values of the rounds of two runs are told apart; see the top of this module."""
-    ours, theirs = statistics.median(first), statistics.median(second)
-    if min(ours, theirs) <= 0:
-        return ours != theirs
-    factor = max(ours, theirs) / min(ours, theirs)
-    fewest = min(len(first), len(second))
-    if fewest == 1:
-        return factor > 1 + UNKNOWN_NOISE
-    if factor <= 1 + SMALLEST_CHANGE:
-        return False
-    low, high = (first, second) if ours < theirs else (second, first)
-    slack = (max(first) - min(first) + max(second) - min(second)) / 2 if fewest <= _FEW_ROUNDS else 0.0
-    return max(low) + slack < min(high)
 
 
 def _sections(changes: list[Change]) -> Iterator[Section]:
@@ -217,30 +275,3 @@ def _choose(columns: list[str], changed: set[str], most: int = 5) -> list[str]:
 
 def _is_baseline(report: Report, change: Change) -> bool:
     return any(subject.name == change.subject and subject.kind == "baseline" for subject in report.subjects)
-
-
-def _matrices(first: Matrix | None, second: Matrix | None) -> Iterator[str]:
-    """Of the links that both clusters have, by the names of their workers."""
-    if first is None or second is None:
-        return
-    for word, ours, theirs in (
-        ("bandwidth", _links(first, first.bandwidth), _links(second, second.bandwidth)),
-        ("round trip", _links(first, first.latency_us), _links(second, second.latency_us)),
-    ):
-        ratios = [theirs[link] / ours[link] for link in ours.keys() & theirs.keys() if ours[link]]
-        if ratios:
-            middle, low, high = statistics.median(ratios), min(ratios), max(ratios)
-            yield (
-                f"{word} of {len(ratios)} links between workers, second run to first: median {ratio_text(middle)}, "
-                f"from {ratio_text(low)} to {ratio_text(high)}"
-            )
-
-
-def _links(matrix: Matrix, cells: list[list[float | None]]) -> dict[tuple[str, str], float]:
-    names = matrix.workers
-    return {
-        (names[row], names[column]): cell
-        for row, line in enumerate(cells)
-        for column, cell in enumerate(line)
-        if cell is not None
-    }

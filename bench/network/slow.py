@@ -27,12 +27,13 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .finding import Finding
 from .groups import LEAST_DEVIATION, NOISE, Groups, HostPair, deviation, group_hosts, one_group
 from .pairs import Link
 from .remarks import LISTED, failures, remarks
+from .usual import Figure, beside_usual, figures_of, homes
 from .wording import bandwidth_text, time_text
 
 __all__ = ["Finding", "judge"]
@@ -48,32 +49,12 @@ MOST = 2 / 3
 """Of a host's links must be slow for the host to be named."""
 MANY = 32
 """With more hosts than this, one host's links do not shift the median of all, and leaving them out costs time."""
-FEWEST_BETWEEN = 8
-"""So many links between two groups have a median of their own; of fewer, that of all links between groups is what is usual."""
 WIDE = 3.0
 """Where the fastest and the slowest tenth of the links are so far apart, nothing found is not all well."""
 GROUP_NAMES = 8
 """Hosts of a group that are listed; the rest is counted."""
 GROUPS_LISTED = 6
 """Groups, likewise."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Figure:
-    """One metric of a link as a logarithm of slowness: larger is slower."""
-
-    source: int
-    target: int
-    log: float
-    usual: float = 0.0
-    """What links like it have."""
-    is_reference: bool = True
-    """Both of its ends belong to groups."""
-
-    @property
-    def excess(self) -> float:
-        """Beside what is usual."""
-        return self.log - self.usual
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +104,11 @@ class _Judge:
 
     def findings(self, links: Iterable[Link]) -> tuple[list[Finding], list[Finding]]:
         """Groups, slow hosts, workers and links; asymmetries of what has not been named."""
-        all_figures = self._figures(links)
+        all_figures = figures_of(links, self._metric)
         groups = self._groups(all_figures)
         self._are_grouped = len(groups.members) > 1
         found = self._groups_text(groups, all_figures) if self._are_grouped else []
-        figures = self._compared(all_figures, groups)
+        figures = beside_usual(all_figures, self._hosts, groups)
         if not self._inside:
             more, figures = self._name_ends("host", lambda worker: self._hosts[worker], figures)
             found += more
@@ -139,18 +120,9 @@ class _Judge:
         named = {(figure.source, figure.target) for figure in slow}
         return found, self._asymmetries(figures, named)
 
-    def _figures(self, links: Iterable[Link]) -> list[_Figure]:
-        found = []
-        for link in links:
-            value = link.bandwidth if self._metric == "bandwidth" else link.latency_us
-            if value:
-                log = -math.log(value) if self._metric == "bandwidth" else math.log(value)
-                found.append(_Figure(link.source, link.target, log))
-        return found
-
     # Groups
 
-    def _groups(self, figures: list[_Figure]) -> Groups:
+    def _groups(self, figures: list[Figure]) -> Groups:
         if self._inside:
             return one_group(self._hosts)
         # Of two hosts the best of all links, either way: one bad cable or direction does not part them.
@@ -160,45 +132,13 @@ class _Judge:
             pairs[first, second] = min(figure.log, pairs.get((first, second), math.inf))
         return group_hosts(pairs, self._factor)
 
-    def _compared(self, figures: list[_Figure], groups: Groups) -> list[_Figure]:
-        """The figures beside what is usual for them, without those for which there is nothing to compare with."""
-        blocks: dict[tuple[int, int], list[float]] = {}
-        between: list[float] = []
-        for figure in figures:
-            home = self._homes(figure, groups)
-            if home is not None and not self._loners(figure, groups):
-                blocks.setdefault(home, []).append(figure.log)
-                if home[0] != home[1]:
-                    between.append(figure.log)
-        # Few links have no middle of their own.
-        enough = {home: logs for home, logs in blocks.items() if home[0] == home[1] or len(logs) >= FEWEST_BETWEEN}
-        usual = {home: statistics.median(logs) for home, logs in enough.items()}
-        usual_between = statistics.median(between) if between else None
-        compared = []
-        for figure in figures:
-            home, loners = self._homes(figure, groups), self._loners(figure, groups)
-            if len(loners) > 1 or (loners and home is not None and home[0] != home[1]):
-                continue
-            expected = usual_between if home is None else usual.get(home, usual_between)
-            if expected is not None:
-                compared.append(replace(figure, usual=expected, is_reference=not loners))
-        return compared
-
-    def _loners(self, figure: _Figure, groups: Groups) -> frozenset[str]:
-        return groups.loners.intersection((self._hosts[figure.source], self._hosts[figure.target]))
-
-    def _homes(self, figure: _Figure, groups: Groups) -> tuple[int, int] | None:
-        """Of both ends; None when one of them is not known."""
-        source, target = groups.home.get(self._hosts[figure.source]), groups.home.get(self._hosts[figure.target])
-        return None if source is None or target is None else (source, target)
-
-    def _groups_text(self, groups: Groups, figures: list[_Figure]) -> list[Finding]:
+    def _groups_text(self, groups: Groups, figures: list[Figure]) -> list[Finding]:
         within: list[float] = []
         between: list[float] = []
         met: set[frozenset[int]] = set()
         for figure in figures:
-            home = self._homes(figure, groups)
-            if home is not None and not self._loners(figure, groups):
+            home = homes(figure, self._hosts, groups)
+            if home is not None and groups.loners.isdisjoint((self._hosts[figure.source], self._hosts[figure.target])):
                 (within if home[0] == home[1] else between).append(figure.log)
                 met.add(frozenset(home))
         fast, slow = statistics.median(within), statistics.median(between)
@@ -219,7 +159,7 @@ class _Judge:
 
     def spread(self, links: Iterable[Link]) -> list[Finding]:
         """What is said where nothing was found, and yet links are not alike."""
-        logs = sorted(figure.log for figure in self._figures(links))
+        logs = sorted(figure.log for figure in figures_of(links, self._metric))
         tenth = len(logs) // 10
         if not tenth or logs[-tenth] - logs[tenth - 1] < math.log(WIDE):
             return []
@@ -233,8 +173,8 @@ class _Judge:
     # Hosts and workers
 
     def _name_ends(
-        self, kind: str, name_of: Callable[[int], str], figures: list[_Figure]
-    ) -> tuple[list[Finding], list[_Figure]]:
+        self, kind: str, name_of: Callable[[int], str], figures: list[Figure]
+    ) -> tuple[list[Finding], list[Figure]]:
         """Names the slow ones, the worst first; what is left is the links that none of them has a part in."""
         named: dict[str, list[_Suspect]] = {}
         while True:
@@ -253,10 +193,10 @@ class _Judge:
             ]
 
     def _suspects(
-        self, name_of: Callable[[int], str], figures: list[_Figure], named: Mapping[str, list[_Suspect]]
+        self, name_of: Callable[[int], str], figures: list[Figure], named: Mapping[str, list[_Suspect]]
     ) -> list[_Suspect]:
-        sends: dict[str, list[_Figure]] = {}
-        receives: dict[str, list[_Figure]] = {}
+        sends: dict[str, list[Figure]] = {}
+        receives: dict[str, list[Figure]] = {}
         ends = [(name_of(figure.source), name_of(figure.target), figure) for figure in figures]
         for source, target, figure in ends:
             if source != target:
@@ -315,14 +255,14 @@ class _Judge:
 
     # Links
 
-    def _slow_links(self, figures: list[_Figure]) -> list[_Figure]:
+    def _slow_links(self, figures: list[Figure]) -> list[Figure]:
         if len({frozenset((figure.source, figure.target)) for figure in figures}) < 3:
             return []  # which of two would be the slow one?
         excesses = [figure.excess for figure in figures]
         limit = statistics.median(excesses) + self.margin(excesses, SURELY_LINK)
         return sorted((figure for figure in figures if figure.excess > limit), key=lambda figure: -figure.excess)
 
-    def _links_text(self, slow: list[_Figure]) -> list[Finding]:
+    def _links_text(self, slow: list[Figure]) -> list[Finding]:
         by_pair = {(figure.source, figure.target): figure for figure in slow}
         found: list[Finding] = []
         for figure in slow:
@@ -347,7 +287,7 @@ class _Judge:
             found[LISTED:] = [last]
         return found
 
-    def _asymmetries(self, figures: list[_Figure], named: set[tuple[int, int]]) -> list[Finding]:
+    def _asymmetries(self, figures: list[Figure], named: set[tuple[int, int]]) -> list[Finding]:
         """Links that are slower one way than the other; latency is there and back anyway."""
         if self._metric != "bandwidth":
             return []
@@ -382,12 +322,12 @@ class _Judge:
 class _Reference:
     """Links to compare with."""
 
-    def __init__(self, judging: _Judge, figures: list[_Figure]) -> None:
+    def __init__(self, judging: _Judge, figures: list[Figure]) -> None:
         excesses = [figure.excess for figure in figures]
         self.middle = statistics.median(excesses) if excesses else math.inf
         self.limit = self.middle + judging.margin(excesses, SURELY_HOST) if excesses else math.inf
 
-    def slower(self, mine: list[_Figure]) -> bool:
+    def slower(self, mine: list[Figure]) -> bool:
         """Whether these links are slow: their median, and most of them."""
         if not mine:
             return False
@@ -398,7 +338,7 @@ class _Reference:
 
 
 def _suspect(
-    name: str, sends: list[_Figure], receives: list[_Figure], others: _Reference, is_named: bool
+    name: str, sends: list[Figure], receives: list[Figure], others: _Reference, is_named: bool
 ) -> _Suspect | None:
     """`is_named`: for one direction, whose links are left out since then."""
     slow_sends, slow_receives = others.slower(sends), others.slower(receives)

@@ -141,6 +141,8 @@ class _Judge:
             if home is not None and groups.loners.isdisjoint((self._hosts[figure.source], self._hosts[figure.target])):
                 (within if home[0] == home[1] else between).append(figure.log)
                 met.add(frozenset(home))
+        if not between:
+            return []  # no pair of them could be measured: that they are apart is no finding of speed
         fast, slow = statistics.median(within), statistics.median(between)
         known = list(dict.fromkeys(self._hosts))
         members = [sorted(group, key=known.index) for group in groups.members]

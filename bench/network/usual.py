@@ -56,13 +56,15 @@ def beside_usual(figures: list[Figure], hosts: Sequence[str], groups: Groups) ->
     # Few links have no middle of their own.
     enough = {home: logs for home, logs in blocks.items() if home[0] == home[1] or len(logs) >= FEWEST_BETWEEN}
     usual = {home: statistics.median(logs) for home, logs in enough.items()}
-    usual_between = statistics.median(between) if between else None
+    # Of groups that could not be measured with each other there is nothing but what is within them.
+    otherwise = between or [log for logs in blocks.values() for log in logs]
+    usual_otherwise = statistics.median(otherwise) if otherwise else None
     compared = []
     for figure in figures:
         home, loners = homes(figure, hosts, groups), _loners(figure, hosts, groups)
         if len(loners) > 1 or (loners and home is not None and home[0] != home[1]):
             continue
-        expected = usual_between if home is None else usual.get(home, usual_between)
+        expected = usual_otherwise if home is None else usual.get(home, usual_otherwise)
         if expected is not None:
             compared.append(replace(figure, usual=expected, is_reference=not loners))
     return compared

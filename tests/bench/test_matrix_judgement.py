@@ -163,6 +163,16 @@ def test_of_a_sample_no_healthy_host_is_named(seed):
     assert len(findings[0].groups) >= 5
 
 
+def test_groups_that_cannot_reach_each_other_are_judged_all_the_same():
+    def change(a, b):
+        if (a < 5) != (b < 5):
+            return {"bandwidth": None, "latency_us": None, "error": "ConnectTimeoutError: nobody there"}
+        return {"bandwidth": GOOD / 10} if 2 in (a, b) else {}
+
+    findings = [f for f in judged(10, matrix(10, change)) if f.kind != "failed"]
+    assert said(findings) == [("host", "h2", "bandwidth", "both")]
+
+
 def test_the_better_half_says_that_the_other_half_is_slow():
     links = matrix(8, lambda a, b: {"bandwidth": GOOD / 10} if max(a, b) > 3 else {})
     findings = judged(8, links)

@@ -323,7 +323,7 @@ class _Run:
                 self._report(self._links[source, target])
             else:
                 sources.setdefault(target, []).append(source)
-        limit = time.monotonic() + 2 * self._plan.limit_s + self._plan.time_s + self._plan.slack_s
+        limit = time.monotonic() + 3 * self._plan.limit_s + self._plan.time_s + self._plan.slack_s
         deadlines: dict[Any, float] = dict.fromkeys(sources, limit)
         for target, mine in sources.items():
             self._start(target, mine, target)

@@ -183,6 +183,8 @@ async def _together(pool: Any, sources: list[Source], plan: Plan) -> list[dict[s
     pairs = list(zip(sources, all_figures, strict=True))
     # All links first: whoever has its link early would have the network to itself.
     await asyncio.gather(*(guarded(_open, source, figures, plan["limit_s"]) for source, figures in pairs))
+    there = [(source, figures) for source, figures in pairs if not figures["error"]]
+    await asyncio.gather(*(guarded(_warm_up, source, figures, plan["limit_s"]) for source, figures in there))
     end = time.perf_counter() + plan["time_s"]
 
     async def load(pool: Any, source: Source, figures: dict[str, Any]) -> None:
@@ -191,6 +193,11 @@ async def _together(pool: Any, sources: list[Source], plan: Plan) -> list[dict[s
     there = [(source, figures) for source, figures in pairs if not figures["error"]]
     await asyncio.gather(*(guarded(load, source, figures, plan["limit_s"]) for source, figures in there))
     return all_figures
+
+
+async def _warm_up(pool: Any, source: Source, figures: dict[str, Any]) -> None:
+    """One large fetch that does not count: memory for all links at once is new at first."""
+    await _get_and_touch(pool, source["address"], source["large"][0][1])
 
 
 async def _bulk_until(end: float, pool: Any, source: Source, figures: dict[str, Any]) -> None:

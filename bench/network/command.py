@@ -148,15 +148,16 @@ def _writable(files: Collection[Path | None], folder: Path | None) -> Iterator[N
     """Finds out before the minutes of measuring, not after; what was made for it goes away if nothing comes of them."""
     with contextlib.ExitStack() as made:
         for path in files:
-            if path is not None and not path.exists():
-                made.callback(path.unlink, missing_ok=True)
-        if folder is not None and not folder.exists():
-            made.callback(_remove_empty, folder)
-        for path in files:
             if path is not None:
+                is_new = not path.exists()
                 _check_file(path)
+                if is_new:
+                    made.callback(path.unlink, missing_ok=True)
         if folder is not None:
+            is_new = not folder.exists()
             _check_folder(folder)
+            if is_new:
+                made.callback(_remove_empty, folder)
         yield
         made.pop_all()
 

@@ -250,6 +250,7 @@ def test_help_names_defaults_and_baselines():
         (["--transports", "nix"], "there is no transport 'nix'"),
         (["--sizes", "7parsec"], "is not a size"),
         (["--json", "/nowhere/a.json"], "there is no folder /nowhere"),
+        (["--json", "/dev/null/a.json"], "there is no folder /dev/null"),
         (["--compression", "gzip"], "there is no compression 'gzip'"),
         (["--png", "/dev/null/plots"], "plots cannot be written to /dev/null/plots"),
         (["--parallel", "--pairs", "3"], "--pairs, --parallel: for a cluster"),

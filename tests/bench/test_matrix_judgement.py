@@ -182,7 +182,7 @@ def test_the_better_half_says_that_the_other_half_is_slow():
 
 def test_a_slow_host_is_named_though_the_others_differ_much():
     chance = random.Random(3)
-    links = matrix(12, lambda a, b: {"bandwidth": GOOD * math.exp(chance.gauss(0, 0.6)) / (20 if 3 in (a, b) else 1)})
+    links = matrix(12, lambda a, b: {"bandwidth": GOOD * math.exp(chance.gauss(0, 0.6)) / (8 if 3 in (a, b) else 1)})
     assert ("host", "h3", "bandwidth", "both") in said(judged(12, links))
 
 

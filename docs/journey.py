@@ -139,7 +139,7 @@ def record() -> tuple[list[Step], list[str]]:
         LocalCluster(n_workers=2, threads_per_worker=1, processes=False) as cluster,
         Client(cluster, set_as_default=False) as client,
     ):
-        workers = sorted(client.scheduler_info()["workers"])
+        workers = list(client.scheduler_info()["workers"])  # in the order in which the scheduler numbered them
         first, second = workers
         recorder.skip()
 

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from bench.network.probe import FEWEST_FETCHES, _bandwidth, _together, make_bytes
-from zmqtasks.nodes.data import Fetched
+from zmqtasks.nodes.data_asking import Fetched
 from zmqtasks.nodes.worker.store import Entry
 
 NO_TIME = {"time_s": 0.0, "round_trips": 1, "limit_s": 30.0}

@@ -1,7 +1,7 @@
 """Ops over links between nodes: what scheduler, workers, nannies and clients use.
 
 Control links are channels that survive a broken link (`open_channel` dials, `Acceptor` listens; see `session`). Data
-links break for good, and the request is made again (`DataPool` asks, `DataServer` answers; see `data`, `data_server`).
+links break for good, and the request is made again (`DataPool` asks, `DataServer` answers; see `data`, `data_asking`, `data_server`).
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from zmqtasks.errors import (
 )
 from zmqtasks.ids import InstanceId, SessionId, new_session_id
 from zmqtasks.nodes.acceptor import Acceptor, Admission, Refusal
-from zmqtasks.nodes.data import DataPool, Fetched
+from zmqtasks.nodes.data import DataPool
+from zmqtasks.nodes.data_asking import Fetched
 from zmqtasks.nodes.data_server import DataServer
 from zmqtasks.nodes.links import Dialed, PeerInfo, dial
 from zmqtasks.nodes.session import Channel, ChannelHandler

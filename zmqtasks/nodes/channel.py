@@ -1,7 +1,8 @@
 """Ops over links between nodes: what scheduler, workers, nannies and clients use.
 
 Control links are channels that survive a broken link (`open_channel` dials, `Acceptor` listens; see `session`). Data
-links break for good, and the request is made again (`DataPool` asks, `DataServer` answers; see `data`, `data_asking`, `data_server`).
+links break for good, and the request is made again (`DataPool` asks, `DataServer` answers; see `data`, `data_asking`,
+`data_server`).
 """
 
 from __future__ import annotations

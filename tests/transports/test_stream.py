@@ -26,6 +26,7 @@ MESSAGES = [
     [_rng.randbytes(20_000), b"b" * 100],
     [_rng.randbytes(32 * 1024), _rng.randbytes(32 * 1024 + 1)],
     [b"%d" % number for number in range(6_000)],
+    [_rng.randbytes(size) for size in (512, 0, 513, 63, 16 * 1024, 16 * 1024 + 1) * 20],
     [_rng.randbytes(300_000), b"after"],
 ]
 

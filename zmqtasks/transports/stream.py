@@ -89,7 +89,10 @@ def pack_message(frames: Frames) -> tuple[list[bytes | memoryview], int]:
     elif not frames:
         raise LocalProtocolError("a message has at least one frame (which may be empty)")
     sizes = [frame.nbytes if isinstance(frame, memoryview) else len(frame) for frame in frames]
+    message_bytes = sum(sizes) + _HEADER.size + _LENGTH_BYTES * len(sizes)
     run: list[bytes | bytearray | memoryview] = [struct.pack(f"<II{len(sizes)}Q", _MESSAGE, len(sizes), *sizes)]
+    if max(sizes) <= COALESCE_BYTES:  # a batch, say: 100 ns for each frame in the general way, 60 here
+        return [b"".join((*run, *frames))], message_bytes
     pieces: list[bytes | memoryview] = []
     for frame, size in zip(frames, sizes, strict=True):
         if size <= COALESCE_BYTES:
@@ -102,7 +105,7 @@ def pack_message(frames: Frames) -> tuple[list[bytes | memoryview], int]:
         pieces += [view[start : start + _WRITE_BYTES] for start in range(0, size, _WRITE_BYTES)]
     if run:
         pieces.append(b"".join(run))
-    return pieces, sum(sizes) + _HEADER.size + _LENGTH_BYTES * len(sizes)
+    return pieces, message_bytes
 
 
 class StreamReader:
@@ -226,23 +229,22 @@ class StreamReader:
         if self._direct is not None and not self._finish_direct_frame(frames):
             return None
         lengths = self._lengths
-        allocate = self._arena.allocate
-        data, pos, end = self._data, self._pos, self._end
-        for index in range(len(frames), len(lengths)):
-            size = lengths[index]
-            stop = pos + size
+        data, end = self._data, self._end
+        while True:
+            self._pos = self._arena.copy_small(data, self._pos, end, lengths, frames)
+            if len(frames) == len(lengths):
+                self._frames = None
+                return frames
+            size = lengths[len(frames)]
+            stop = self._pos + size
             if stop > end:
-                self._pos = pos
                 if size > DIRECT_BYTES:
                     self._start_direct(self._allocate_untrusted(size))
                 return None
-            frame = allocate(size)
-            frame[:] = data[pos:stop]
-            pos = stop
+            frame = allocate_aligned(size)
+            frame[:] = data[self._pos : stop]
+            self._pos = stop
             frames.append(frame)
-        self._pos = pos
-        self._frames = None
-        return frames
 
     def whole_message_untrusted(self, data: memoryview) -> list[memoryview] | None:
         """The message that `data` is, when a message begins there and is one small frame, as most are.

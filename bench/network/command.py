@@ -16,13 +16,14 @@ from zmqtasks.transports.registry import known_schemes
 
 from . import suite
 from .document import Report, to_dict, write_json
-from .processes import MeasuringError
+from .processes import MeasuringError, terminated_as_interrupted
 from .terminal import progress, show
 from .wording import size_text
 
 INTERRUPTED = 130
 
 
+@terminated_as_interrupted()
 def run(
     *,
     quick: bool,

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import IO
 
 from zmqtasks.transports import non_temporal
@@ -41,13 +41,14 @@ class Child:
         self._buffer = b""
         environment = dict(os.environ)
         non_temporal.set_for_child(environment)
-        self._process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-m", module, *arguments],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            process_group=0 if own_group else None,
-        )
+        with _deaf_to_termination():
+            self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                process_group=0 if own_group else None,
+            )
         try:
             if first_line:
                 self.write_line(first_line)
@@ -127,6 +128,36 @@ def children(count: int, module: str, *arguments: str, first_line: str = "") -> 
     """So many children at the same time."""
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(Child(module, *arguments, first_line=first_line)) for _ in range(count)]
+
+
+@contextlib.contextmanager
+def _deaf_to_termination() -> Iterator[None]:
+    """What is started meanwhile never gets SIGTERM: a batch system sends that to all processes of a job, and their end is the
+    parent's to say, who would take an early one for a fault."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def terminated_as_interrupted() -> Iterator[None]:
+    """The first SIGTERM (the end of a job's time, say) does what Ctrl-C does meanwhile, and further ones nothing: a batch system
+    may send some, and what is written then is what the job was for. Only in the main thread, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def live_with_parent(longest_s: float = 600.0) -> None:

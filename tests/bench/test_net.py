@@ -198,7 +198,8 @@ def test_a_reader_who_leaves_early_gets_the_file_all_the_same(tmp_path):
     assert read_json(path).complete
 
 
-def test_control_c_leaves_what_there_is_and_no_process(tmp_path):
+@pytest.mark.parametrize("of_job", [False, True], ids=["SIGINT", "SIGTERM to all processes"])
+def test_an_interruption_leaves_what_there_is_and_no_process(tmp_path, of_job):
     path = tmp_path / "a.json"
     process = bench_net("--transports", "tcp", "--rounds", "1000", "--json", str(path))
     try:
@@ -209,7 +210,12 @@ def test_control_c_leaves_what_there_is_and_no_process(tmp_path):
             assert time.monotonic() < end, "nothing is being measured"
             time.sleep(0.01)
         children = parent.children(recursive=True)
-        process.send_signal(signal.SIGINT)
+        if of_job:
+            for child in children:
+                child.terminate()
+        process.send_signal(signal.SIGTERM if of_job else signal.SIGINT)
+        if of_job:
+            process.terminate()
         output, errors = process.communicate(timeout=DEADLINE_S)
     finally:
         process.kill()
@@ -217,7 +223,9 @@ def test_control_c_leaves_what_there_is_and_no_process(tmp_path):
     assert process.returncode == 130, errors
     assert "interrupted" in output
     assert "Traceback" not in errors
-    assert not json.loads(path.read_text(encoding="utf-8"))["complete"]
+    report = json.loads(path.read_text(encoding="utf-8"))
+    assert not report["complete"]
+    assert not [each for each in report["skipped"] if "SIG" in str(each)]
     _, alive = psutil.wait_procs(children, timeout=5)
     assert not alive
 

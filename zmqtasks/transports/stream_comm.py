@@ -76,15 +76,13 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
     def send(self, frames: Frames) -> None:
         if self._ended is not None:
             raise self._sending_error()
-        self._send_packed(*pack_message(frames))
-
-    def _send_packed(self, pieces: list[bytes | memoryview], size: int) -> None:
+        pieces, size = pack_message(frames)
         self._messages_sent += 1
         self._bytes_sent += size
         self._put_out(pieces, size)
 
     def _put_out(self, pieces: list[bytes | memoryview], size: int) -> None:
-        """Writes one packed message of `size` bytes, or collects it with others of this turn."""
+        """Writes one packed message of `size` bytes, which is counted already, or collects it with others of this turn."""
         if self._direct_rest:
             self._write_direct_rest()
         if size > _COLLECT_BYTES:

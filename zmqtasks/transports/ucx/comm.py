@@ -99,7 +99,9 @@ class UcxComm(TcpComm):
             if large and self._has_endpoint():
                 self._send_with_large(frames, large)
                 return
-        self._send_packed(packed, size)
+        self._messages_sent += 1
+        self._bytes_sent += size
+        self._put_out(packed, size)
 
     def _send_with_large(self, frames: Frames, large: list[memoryview]) -> None:
         packed = pack_large(frames)

@@ -66,10 +66,10 @@ class Answerer:
         kind = frames[0][0]
         if kind == SWALLOW:
             return
-        if kind == LAST:
-            self.comm.send([bytes([ANSWER])])
-        elif kind == ECHO:
+        if kind == ECHO:
             self.comm.send(frames)
+        elif kind == LAST:
+            self.comm.send([bytes([ANSWER])])
         elif kind == READ:
             self._read(frames[0])
         elif kind == SOURCE:

@@ -130,12 +130,13 @@ class LoopComm(Comm):
         try:
             self._on_message(frames)
         except Exception as exc:
-            _log.exception("the handler of the link to %s failed: the link is aborted", self.peer_address)
-            error = CommClosedError(
-                f"the link to {self.peer_address} was aborted: its handler failed: {exc!r}", by="local"
-            )
-            error.__cause__ = exc
-            self._end(error, hard=True)
+            self._handler_failed(exc)
+
+    def _handler_failed(self, exc: Exception) -> None:
+        _log.error("the handler of the link to %s failed: the link is aborted", self.peer_address, exc_info=exc)
+        error = CommClosedError(f"the link to {self.peer_address} was aborted: its handler failed: {exc!r}", by="local")
+        error.__cause__ = exc
+        self._end(error, hard=True)
 
     async def _wait_drained(self) -> None:
         """Waits for `_wake_drainers`."""

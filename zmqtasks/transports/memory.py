@@ -53,20 +53,22 @@ class SmallFrameArena:
         self._block = allocate_aligned(self.BLOCK_BYTES)
         self._used = 0
 
-    def allocate_small(self, size_bytes: int) -> memoryview:
-        """For at most `LARGEST_BYTES`, which is not checked."""
-        start = self._used
-        end = start + size_bytes
-        if end > self.BLOCK_BYTES:
+    def copied_small(self, data: memoryview, start: int, end: int) -> memoryview:
+        """A copy of `data[start:end]`, of at most `LARGEST_BYTES`, which is not checked."""
+        used = self._used
+        after = used + end - start
+        if after > self.BLOCK_BYTES:
             self._block = allocate_aligned(self.BLOCK_BYTES)
-            start, end = 0, size_bytes
-        self._used = end + (-end & (ALIGNMENT - 1))
-        return self._block[start:end]
+            used, after = 0, end - start
+        self._used = after + (-after & (ALIGNMENT - 1))
+        frame = self._block[used:after]
+        frame[:] = data[start:end]
+        return frame
 
     def copy_small(self, data: memoryview, start: int, end: int, sizes: Sequence[int], frames: list[memoryview]) -> int:
         """Goes on with `frames`, which shall have `sizes`, by copies of `data[start:end]`: as far as these are small and whole.
 
-        Gives where in `data` the first begins that is not. A call of `allocate_small` for each takes half as long again.
+        Gives where in `data` the first begins that is not. A call for each takes half as long again.
         """
         block, used = self._block, self._used
         for index in range(len(frames), len(sizes)):

@@ -217,10 +217,8 @@ class StreamReader:
             if start <= self._end and self._direct is None:
                 kind, count, size = _ONE_FRAME_HEADER.unpack_from(self._data, self._pos)
                 if count == 1 and kind == _MESSAGE and size <= self._small_bytes and start + size <= self._end:
-                    self._pos = start + size
-                    frame = self._arena.allocate_small(size)
-                    frame[:] = self._data[start : self._pos]
-                    return [frame]
+                    self._pos = end = start + size
+                    return [self._arena.copied_small(self._data, start, end)]
             if not self._begin_message():
                 return None
         frames = self._frames
@@ -256,9 +254,7 @@ class StreamReader:
             return None
         if _ONE_FRAME_HEADER.unpack_from(data) != (_MESSAGE, 1, size):
             return None
-        frame = self._arena.allocate_small(size)
-        frame[:] = data[_ONE_FRAME_HEADER.size :]
-        return [frame]
+        return [self._arena.copied_small(data, _ONE_FRAME_HEADER.size, len(data))]
 
     def _begin_message(self) -> bool:
         """Reads header and lengths; False: they are not complete. A goodbye leaves `_frames` None."""

@@ -98,9 +98,9 @@ class DealerComm(ZmqComm):
                     part = self._socket.zmq.recv(DONTWAIT, copy=False)
                 except zmq.Again:
                     return False
-                if part.more:
+                if more := part.more:
                     control = receive_control(self._socket.zmq, part)
-            if part.more:
+            if more:
                 self.control_received_untrusted(control)
             elif self._accepted.done():
                 self.part_received_untrusted(part.buffer)
@@ -112,7 +112,7 @@ class DealerComm(ZmqComm):
 
     def _push(self, part: bytes | memoryview) -> None:
         with self._socket.lock:
-            self._socket.zmq.send(part, DONTWAIT, copy=len(part) < LENT_BYTES)
+            self._socket.send(part, DONTWAIT, len(part) < LENT_BYTES)
             look = self._socket.needs_look_locked()
         if look:
             self._socket.look_again()

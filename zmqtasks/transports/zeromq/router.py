@@ -104,8 +104,8 @@ class RouterComm(ZmqComm):
 
     def _push(self, part: bytes | memoryview) -> None:
         sock = self._router.socket
-        sock.zmq.send(self.routing_id, MORE_DONTWAIT)
-        sock.zmq.send(part, DONTWAIT, copy=len(part) < LENT_BYTES)
+        sock.send(self.routing_id, MORE_DONTWAIT)
+        sock.send(part, DONTWAIT, len(part) < LENT_BYTES)
         sock.look_again()
 
     def _push_control(self, data: bytes) -> None:
@@ -232,12 +232,12 @@ class Router:
         while messages < _MESSAGES_PER_TURN and size < _BYTES_PER_TURN:
             if self.socket.closed:
                 return False
-            if messages == 1 and not self.socket.readable:
-                return self._end_cut()
+            if messages == 1 and not self.socket.readable_locked():  # no other thread uses this one
+                return bool(self._cut) and self._end_cut()
             try:
                 routing_id = sock.recv(DONTWAIT)
             except zmq.Again:
-                return self._end_cut()  # which may send, and so need another look
+                return bool(self._cut) and self._end_cut()  # which may send, and so need another look
             part = sock.recv(DONTWAIT, copy=False)
             messages += 1
             comm = comms.get(routing_id)

@@ -161,6 +161,8 @@ class MonitoredSocket:
         except BaseException:
             _context_of_process.release(self.context)
             raise
+        # As `zmq.send`, past pyzmq's layer in Python, which does nothing for these sockets and takes longer than the call.
+        self.send: Callable[..., object] = super(zmq.Socket, self.zmq).send
         try:
             _set_options(self.zmq, settings, window)
             self._start_monitor(events)
@@ -178,7 +180,7 @@ class MonitoredSocket:
 
     def readable_locked(self) -> bool:
         """`readable`, for who holds the lock."""
-        return bool(get_int(self.zmq, _EVENTS) & _POLLIN)
+        return bool(self.zmq.get(_EVENTS) & _POLLIN)  # type: ignore[operator]
 
     def needs_look_locked(self) -> bool:
         """After a send from the loop, for who holds the lock: whether `look_again` is due.

@@ -27,6 +27,7 @@ from zmqtasks.protocol.frames import DATA_LIMITS, KIB, MIB
 from zmqtasks.protocol.handshake import LinkRequest
 from zmqtasks.protocol.payload import Payload
 from zmqtasks.protocol.serialize import deserialize, serialize
+from zmqtasks.transports import Comm, LinkSettings, connect, listen
 
 BETWEEN_PROCESSES = ["tcp", "zmq"]
 every_link = pytest.mark.parametrize("scheme", BETWEEN_PROCESSES)
@@ -325,5 +326,44 @@ def test_a_link_that_ends_while_an_answer_is_unpacked_gives_the_answer() -> None
             fetched = await asked
             assert fetched.values["x"].frames[0].nbytes == 64 * MIB
             await pool.close()
+
+    run(main())
+
+
+def test_each_reason_for_a_pause_must_be_over_before_more_is_received() -> None:
+    async def main() -> None:
+        arrived: asyncio.Future[Comm] = asyncio.get_running_loop().create_future()
+        listener = await listen("inproc://pauses", arrived.set_result, LinkSettings(limits=DATA_LIMITS))
+        asking = await connect(listener.address, LinkSettings(limits=DATA_LIMITS))
+        comm = await arrived
+        handled: list[bytes] = []
+        inbox = data_packing.Inbox(
+            comm,
+            lambda batch, frames: handled.append(bytes(frames[0])),
+            lambda error: None,
+            lambda count: None,
+        )
+
+        class Handler:
+            def message_received(self, frames: list[memoryview]) -> None:
+                inbox.received_untrusted((), frames)
+
+            def comm_ended(self, error: Exception) -> None:
+                pass
+
+        comm.start(Handler())
+        inbox.pause()
+        inbox.pause()
+        asking.send([b"held"])
+        inbox.resume()
+        asking.send([b"held too"])
+        for _ in range(3):
+            await asyncio.sleep(0)  # inproc delivers in the next turn of the loop
+        assert handled == []
+        inbox.resume()
+        await until(lambda: handled == [b"held", b"held too"])
+        await asking.close()
+        await comm.close()
+        await listener.close()
 
     run(main())

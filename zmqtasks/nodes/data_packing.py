@@ -206,7 +206,8 @@ class Inbox:
         self._count = count
         self._waiting: deque[tuple[Batch, list[memoryview]]] = deque()
         self._waiting_bytes = 0
-        self._paused = False
+        self._too_much_waits = False
+        self._pauses = 0
         self._task: asyncio.Task[None] | None = None
         self._ended: Callable[[], None] | None = None
 
@@ -226,11 +227,23 @@ class Inbox:
                 return
         self._waiting.append((ops, frames))
         self._waiting_bytes += total_size(frames)
-        if self._waiting_bytes > AHEAD_BYTES and not self._paused:
-            self._paused = True
-            self._comm.pause_receiving()
+        if self._waiting_bytes > AHEAD_BYTES and not self._too_much_waits:
+            self._too_much_waits = True
+            self.pause()
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._work())
+
+    def pause(self) -> None:
+        """Nothing more is received until as many calls of `resume` as of this: who has a reason of its own undoes no other's."""
+        self._pauses += 1
+        if self._pauses == 1:
+            self._comm.pause_receiving()
+
+    def resume(self) -> None:
+        """Undoes one `pause`."""
+        self._pauses -= 1
+        if not self._pauses:
+            self._comm.resume_receiving()
 
     def at_end(self, call: Callable[[], None]) -> None:
         """Calls when what has come is handled: at once, mostly."""
@@ -258,9 +271,9 @@ class Inbox:
                 self._waiting_bytes -= size
                 self._handle(ops, frames)
                 del ops, frames, op
-                if self._paused and self._waiting_bytes <= AHEAD_BYTES // 2:
-                    self._paused = False
-                    self._comm.resume_receiving()
+                if self._too_much_waits and self._waiting_bytes <= AHEAD_BYTES // 2:
+                    self._too_much_waits = False
+                    self.resume()
         except ProtocolError as exc:
             self._waiting.clear()
             self._fail(exc)

@@ -90,7 +90,7 @@ class _AnsweringLink:
         self._answers: deque[_Answer] = deque()
         self._by_request: dict[int, _Answer] = {}
         self._task: asyncio.Task[None] | None = None
-        self._paused = False
+        self._too_many_asked = False
 
     def message_received(self, frames: list[memoryview]) -> None:
         try:
@@ -150,9 +150,9 @@ class _AnsweringLink:
         self._by_request[op.request] = answer
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._send_answers())
-        if len(self._answers) > REQUESTS_PER_LINK and not self._paused:
-            self._paused = True
-            self._comm.pause_receiving()
+        if len(self._answers) > REQUESTS_PER_LINK and not self._too_many_asked:
+            self._too_many_asked = True
+            self._inbox.pause()
 
     def _on_drop_request(self, op: DropRequest) -> None:
         if (answer := self._by_request.get(op.request)) is not None:
@@ -180,9 +180,9 @@ class _AnsweringLink:
                     self._answers.append(answer)
                 else:
                     self._by_request.pop(answer.request, None)
-                    if self._paused and len(self._answers) < REQUESTS_PER_LINK // 2:
-                        self._paused = False
-                        self._comm.resume_receiving()
+                    if self._too_many_asked and len(self._answers) < REQUESTS_PER_LINK // 2:
+                        self._too_many_asked = False
+                        self._inbox.resume()
                 await asyncio.sleep(0)  # drain returns at once on a fast link, and other links have their turn too
         except CommError:
             pass  # comm_ended comes, or has come

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import click
-import msgspec
 from rich.console import Console
 
 from .compare_matrix import check_comparable, compare_matrices
-from .document import FORMAT, Report, Series, Subject, read_json
+from .document import Report, Series, Subject, read_json
 from .figures import RATES, READ_BYTES
 from .machine import differences
 from .noise import FALSE_ALARMS, beyond_noise, pooled_noise
@@ -49,7 +48,7 @@ class Change(NamedTuple):
 def run(first_path: Path, second_path: Path) -> int:
     """Prints the comparison; the exit code is 0 whatever it says."""
     try:
-        first, second = _read(first_path), _read(second_path)
+        first, second = read_json(first_path), read_json(second_path)
     except MeasuringError as exc:
         raise click.ClickException(str(exc)) from exc
     try:
@@ -59,25 +58,6 @@ def run(first_path: Path, second_path: Path) -> int:
         raise click.ClickException(str(exc)) from exc
     show(first, second, Console())
     return 0
-
-
-class _Format(msgspec.Struct):
-    """What a document of any format has."""
-
-    format: int
-
-
-def _read(path: Path) -> Report:
-    """As `read_json`, but what is of another format, or of none, is told by that and not by the first field that differs."""
-    try:
-        found = msgspec.json.decode(path.read_bytes(), type=_Format).format
-    except OSError as exc:
-        raise MeasuringError(f"{path} cannot be read: {exc.strerror or exc}") from exc
-    except msgspec.DecodeError as exc:
-        raise MeasuringError(f"{path} is no result of `zmqtasks bench net --json`: {exc}") from exc
-    if found != FORMAT:
-        raise MeasuringError(f"{path} has format {found}, this version of zmqtasks reads {FORMAT}")
-    return read_json(path)
 
 
 def show(first: Report, second: Report, console: Console) -> None:

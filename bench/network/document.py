@@ -13,9 +13,9 @@ from typing import Any
 import msgspec
 
 from .figures import Figures, Quantiles
+from .finding import Finding
 from .pairs import Link
 from .processes import MeasuringError
-from .slow import Finding
 
 FORMAT = 1
 
@@ -174,11 +174,18 @@ def read_json(path: Path) -> Report:
     return _decode(data, str(path))
 
 
+class _Format(msgspec.Struct):
+    """What a document of any format has."""
+
+    format: int
+
+
 def _decode(data: bytes, name: str) -> Report:
     try:
-        report = msgspec.json.decode(data, type=Report)
+        # First: what is of another format is told by that, and not by the first field that differs.
+        found = msgspec.json.decode(data, type=_Format).format
+        if found != FORMAT:
+            raise MeasuringError(f"{name} has format {found}, this version of zmqtasks reads {FORMAT}")
+        return msgspec.json.decode(data, type=Report)
     except msgspec.DecodeError as exc:
         raise MeasuringError(f"{name} is no result of `zmqtasks bench net --json`: {exc}") from exc
-    if report.format != FORMAT:
-        raise MeasuringError(f"{name} has format {report.format}, this version of zmqtasks reads {FORMAT}")
-    return report

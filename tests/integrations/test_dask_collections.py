@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 import os
+import time
 
 import pytest
 
@@ -231,3 +232,11 @@ def test_futures_of_another_cluster_are_refused(inprocess_cluster, process_clust
     with Client(process_cluster) as one, Client(process_cluster) as same:
         future = one.submit(inc, 1)
         assert same.compute(dask.delayed(inc)(future)).result(timeout=20) == 3
+
+
+def test_a_future_of_another_client_whose_submission_is_still_on_its_way(process_cluster):
+    with Client(process_cluster) as one, Client(process_cluster) as same:
+        one.submit(inc, 0).result(timeout=20)
+        one._node.loop.call_soon_threadsafe(time.sleep, 0.5)
+        futures = [one.submit(inc, number) for number in range(20)]  # but for the first, the loop has to send them
+        assert same.compute(dask.delayed(inc)(futures[-1])).result(timeout=20) == 21

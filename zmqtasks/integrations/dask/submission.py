@@ -29,12 +29,13 @@ from dask.utils import key_split
 from zmqtasks.calls import SCALARS, CallEncoder
 from zmqtasks.client import Client
 from zmqtasks.errors import ConfigError
+from zmqtasks.fetching import run_on
 from zmqtasks.functions import PreparedFunction, by_name, call_function
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
 from zmqtasks.integrations.dask.lowering import Lowered, Lowering
 from zmqtasks.nodes.client.names import to_wire
-from zmqtasks.nodes.client.node import PER_TASK_BYTES
+from zmqtasks.nodes.client.node import PER_TASK_BYTES, ClientNode
 from zmqtasks.nodes.client.state import CANCELLED, LOST, FutureState
 from zmqtasks.protocol.ops import DeclareData, SubmitTasks, TaskOptions
 from zmqtasks.protocol.references import KeyRef
@@ -86,6 +87,7 @@ class GraphSubmission:
         self._submitter = client._submitter
         self._node = client._node
         self._encoder = CallEncoder(self._node.config.implicit_data_bytes, self._submitter._new_key)
+        self._settled: set[ClientNode] = set()  # other clients: the scheduler has what they had submitted
         self._named = named
         self._default = default
         self._options = options
@@ -160,11 +162,16 @@ class GraphSubmission:
     def _checked(self, future: Future[Any]) -> Future[Any]:
         """A future that the scheduler knows: the keys of another cluster may be those of other tasks here."""
         owner = future._node
-        if owner is not self._node and (owner.ended or owner.address != self._node.address):
+        if owner is self._node:
+            return future
+        if owner.ended or owner.address != self._node.address:
             where = "that is closed" if owner.ended else f"of the cluster at {owner.address}"
             raise ConfigError(
                 f"{future!r} is in the graph, and belongs to a client {where}: compute it with its own client"
             )
+        if not future.done() and owner not in self._settled:
+            self._settled.add(owner)
+            _settle(owner)
         return future
 
     def _exists(self, key: Any, names: set[str]) -> bool:
@@ -369,6 +376,18 @@ def _converted(graph: Mapping[Any, Any]) -> Mapping[Any, GraphNode]:
         if type(graph[key]) is type(key) and graph[key] == key:
             nodes[key] = DataNode(key, key)
     return nodes
+
+
+def _settle(owner: ClientNode) -> None:
+    """Waits until the scheduler has what another client has submitted: what this one sends by its own link may overtake it.
+
+    Nobody may wait in the owner's loop: there it goes out at once, and is ahead.
+    """
+    thread = owner.loop_thread
+    if thread is None or thread.is_current():
+        owner.flush()
+    else:
+        run_on(owner, owner.requests.settle)
 
 
 def checked_graph(graph: Any) -> Mapping[Any, Any]:

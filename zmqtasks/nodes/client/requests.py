@@ -76,6 +76,10 @@ class Requests:
         answer: Locations = await self._ask(lambda request: RequestLocations(request, keys))
         return dict(zip(answer.keys, answer.holders, strict=True))
 
+    async def settle(self) -> None:
+        """Returns when the scheduler has taken all that this client has sent up to now."""
+        await self.locate([])
+
     async def _ask(self, make: Callable[[int], Op]) -> Any:
         node = self._node
         node.check_usable()

@@ -42,6 +42,8 @@ class TestUcx(TransportConformance):
     scheme = "ucx"
     frozen_heartbeat_s = 3.0
     sends_huge_frames = False
+    # What a killed peer was sending may never end.
+    test_kill_is_a_break = pytest.mark.ucx_keeps_its_worker(TransportConformance.test_kill_is_a_break)
 
 
 async def introduced(ours: Comm, theirs: Comm) -> Recorder:

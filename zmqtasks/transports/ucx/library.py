@@ -211,28 +211,39 @@ class UcxWorker:
     def release(self) -> None:
         """A comm needs the worker no more; it ends with the last.
 
-        Not so when an endpoint was closed that had sends under way: then ucxx (0.52) holds endpoint and worker for good. So
-        that this happens once for each loop, and not for each such link, the worker stays, and is used again. Meanwhile it
-        listens: its connections end when the peer's do, and somebody has to look.
+        Not so when something is under way that may never end, as an endpoint was closed that had sends, or the peer was killed
+        in the midst of some: ucxx (0.52) holds the worker of such for good, and UCX may still write. So that this happens once
+        for each loop, and not for each such link, the worker stays, and is used again. Meanwhile it listens: its connections
+        end when the peer's do, and somebody has to look.
         """
         self.users -= 1
         if self.users:
             return
         self._stop_looking()
         self._worker.progress()
-        if self._stuck:
-            self._requests = [entry for entry in self._requests if not entry[0].completed]
+        self._take_unasked()
+        self._requests = [entry for entry in self._requests if not entry[0].completed]
+        if self._stuck or self._requests:
+            self._stuck = True
             self._schedule()
             return
         self._loop.remove_reader(self._descriptor)
         self._ended = True
         with _lock:
             _workers.pop(self._loop, None)
-        # Destroying it and them cancels what is left; the buffers must outlive that.
-        memories = [entry[1] for entry in self._requests]
         self._worker = None
-        self._requests.clear()
-        memories.clear()
+
+    def _take_unasked(self) -> None:
+        """Receives what was announced and nobody has asked for, as far as it comes at once.
+
+        Else ucxx (0.52) receives it when the worker is destroyed, and waits for it: for ever where the peer was killed.
+        """
+        whatever = self._lib.UCXXTag(0), self._lib.UCXXTagMask(0)
+        while (found := self._worker.tag_probe(*whatever, remove=True)).matched:
+            memory = memoryview(bytearray(found.length))
+            request = self._worker.tag_recv_with_handle(self._array(memory), found)
+            self._requests.append((request, memory, _not_asked, None))
+            self._worker.progress()
 
     def _schedule(self) -> None:
         if not self._scheduled:
@@ -292,3 +303,7 @@ class UcxWorker:
                 self._requests.append((request, memory, partial(done, memory.nbytes), None))
             if not memories:
                 self.forget(tag)
+
+
+def _not_asked(error: Exception | None) -> None:
+    """Who wants to know of what `_take_unasked` has taken."""

@@ -125,6 +125,7 @@ class StreamReader:
         "_limits",
         "_pos",
         "_rest",
+        "_scratch",
         "_small_bytes",
     )
 
@@ -132,7 +133,8 @@ class StreamReader:
         self._small_bytes = 0
         self._limits = limits
         self.set_limits(limits)
-        self._arena = _scratch.arena
+        self._arena = _scratch.arena  # of this thread, whose loop is the only one that uses the reader
+        self._scratch = _scratch.buffer
         self._data = memoryview(b"")  # what is being parsed: _data[_pos:_end]
         self._pos = 0
         self._end = 0
@@ -151,7 +153,7 @@ class StreamReader:
         """Where the next bytes are to be put; never empty."""
         if self._direct is not None:
             return self._direct[self._direct_filled :]
-        buffer = _scratch.buffer
+        buffer = self._scratch
         rest = self._rest
         if not rest:
             return buffer
@@ -163,7 +165,7 @@ class StreamReader:
         if self._direct is not None:
             self._direct_filled += size_bytes
         else:
-            self._data = _scratch.buffer
+            self._data = self._scratch
             self._pos = 0
             self._end = len(self._rest) + size_bytes
             self._rest = b""
@@ -244,17 +246,20 @@ class StreamReader:
             self._pos = stop
             frames.append(frame)
 
-    def whole_message_untrusted(self, data: memoryview) -> list[memoryview] | None:
-        """The message that `data` is, when a message begins there and is one small frame, as most are.
+    def whole_message_untrusted(self, size_bytes: int, data: memoryview | None = None) -> list[memoryview] | None:
+        """The message that the next `size_bytes` are, when a message begins there and is one small frame, as most are.
 
-        None when it is anything else: then nothing has been taken of it.
+        None when it is anything else: then nothing has been taken of it. They are in the buffer, as before a call of
+        `received`, or in `data`.
         """
-        size = len(data) - _ONE_FRAME_HEADER.size
+        size = size_bytes - _ONE_FRAME_HEADER.size
         if self._rest or self._frames is not None or self._direct is not None or not 0 <= size <= self._small_bytes:
             return None
+        if data is None:
+            data = self._scratch
         if _ONE_FRAME_HEADER.unpack_from(data) != (_MESSAGE, 1, size):
             return None
-        return [self._arena.copied_small(data, _ONE_FRAME_HEADER.size, len(data))]
+        return [self._arena.copied_small(data, _ONE_FRAME_HEADER.size, size_bytes)]
 
     def _begin_message(self) -> bool:
         """Reads header and lengths; False: they are not complete. A goodbye leaves `_frames` None."""

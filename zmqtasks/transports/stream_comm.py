@@ -297,8 +297,13 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         self._bytes_received += nbytes
         self._sent_at = -1.0
-        if not self._discarding:
-            self._reader.received(nbytes)
+        if self._discarding:
+            return
+        reader = self._reader
+        if self._delivering and self._greeted.done() and (frames := reader.whole_message_untrusted(nbytes)) is not None:
+            self._hand_over(frames)
+        else:
+            reader.received(nbytes)
             self._deliver()
 
     def eof_received(self) -> bool:

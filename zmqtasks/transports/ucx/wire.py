@@ -83,6 +83,9 @@ class UcxReader(StreamReader):
         self._places = []
         return frames
 
+    def whole_message_untrusted(self, size_bytes: int, data: memoryview | None = None) -> list[memoryview] | None:
+        return None if self._large_follows else super().whole_message_untrusted(size_bytes, data)
+
     def _take_prefixes_untrusted(self) -> bool:
         """Takes what stands before a message; False: it is not complete."""
         if self._pos < self._end and self._data[self._pos] == _MESSAGE:

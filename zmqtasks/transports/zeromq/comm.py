@@ -229,7 +229,7 @@ class ZmqComm(LoopComm):
         elif self._ended is not None:  # close() was called: the peer shall come to its end
             self._consumed(cost)
         elif self._caught_up and self._delivering:
-            frames = self._reader.whole_message_untrusted(part)
+            frames = self._reader.whole_message_untrusted(size, part)
             if frames is None:
                 self._feed(part)
                 return

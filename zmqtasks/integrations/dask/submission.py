@@ -8,6 +8,7 @@ it lives as long as it is needed.
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -381,13 +382,16 @@ def _converted(graph: Mapping[Any, Any]) -> Mapping[Any, GraphNode]:
 def _settle(owner: ClientNode) -> None:
     """Waits until the scheduler has what another client has submitted: what this one sends by its own link may overtake it.
 
-    Nobody may wait in the owner's loop: there it goes out at once, and is ahead.
+    In an event loop nobody may wait: the owner's, or that of a scheduler which is to answer, may be this one. There it is sent now
+    if that can be done, which leaves it to the scheduler which of two links it reads first.
     """
-    thread = owner.loop_thread
-    if thread is None or thread.is_current():
-        owner.flush()
-    else:
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
         run_on(owner, owner.requests.settle)
+    else:
+        if loop is owner.loop:
+            owner.flush()
 
 
 def checked_graph(graph: Any) -> Mapping[Any, Any]:

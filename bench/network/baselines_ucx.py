@@ -76,8 +76,8 @@ class _End:
         """Returns when `request` is done; MeasuringError when it never is. Polls, or (`sleeps`) waits for the descriptor."""
         end = time.perf_counter() + timeout_s
         while not request.completed:
-            self.worker.progress()
-            if self.sleeps and not request.completed and self.worker.arm():
+            moved = self.worker.progress_once()  # `progress` is done when all that is under way is: slower
+            if self.sleeps and not moved and not request.completed and self.worker.arm():
                 self._poll.poll(_LOOK_MS)
             if time.perf_counter() > end:
                 raise MeasuringError(f"raw ucxx: nothing came for {timeout_s:.0f} s")

@@ -44,6 +44,11 @@ is no hang."""
 _LOOK_FOR_ENDS_S = 1.0
 """Likewise while nobody uses it, for connections that the peer has ended."""
 
+_STEPS = 64
+"""Of UCX' work before the loop has its turn: about a millisecond."""
+_WATCHED = 8
+"""Requests that are looked at after each step: the oldest are done first."""
+
 _SPARE_DESCRIPTORS = 64
 """What must be left when UCX is begun with: it takes 6 to 10, and one for each connection."""
 
@@ -257,7 +262,7 @@ class UcxWorker:
     def _pump(self) -> None:
         if self._ended:
             return
-        self._worker.progress()
+        more = self._work()
         self._post_announced()
         finished: list[_Request] = []
         pending: list[_Request] = []
@@ -273,10 +278,25 @@ class UcxWorker:
             done(error)
         if self._ended:
             return
-        if finished or not self._worker.arm():
+        if more or finished or not self._worker.arm():
             self._schedule()
         elif self._look is None and (self._requests or self._awaited or not self.users):
             self._look = self._loop.call_later(_LOOK_S if self.users else _LOOK_FOR_ENDS_S, self._look_again)
+
+    def _work(self) -> bool:
+        """Lets UCX move bytes; whether it may have more to do.
+
+        Not until all is done (`progress`): that can be all that is under way at once, and then UCX has nothing until each end has
+        heard of it. So the first request that is done makes room for the next, while the others go on.
+        """
+        progress_once, oldest = self._worker.progress_once, self._requests[:_WATCHED]
+        for _ in range(_STEPS):
+            if not progress_once():
+                return False
+            for entry in oldest:
+                if entry[0].completed:
+                    return True
+        return True
 
     def _stop_looking(self) -> None:
         if self._look is not None:

@@ -9,14 +9,14 @@ import struct
 
 import pytest
 
-from zmqtasks.errors import CommBrokenError, ConnectError, RemoteProtocolError
+from zmqtasks.errors import CommBrokenError, CommClosedError, ConnectError, RemoteProtocolError
 from zmqtasks.protocol.frames import MIB
 from zmqtasks.testing.comms import Recorder, wait_until
 from zmqtasks.testing.conformance import TransportConformance
 from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, ConformanceBase, end
 from zmqtasks.transports import Comm, LinkSettings, connect, get_transport
 from zmqtasks.transports.address import parse_host_port
-from zmqtasks.transports.stream import PREAMBLE
+from zmqtasks.transports.stream import GOODBYE, PREAMBLE
 from zmqtasks.transports.ucx import library
 from zmqtasks.transports.ucx.wire import pack_large, pack_offer
 
@@ -77,6 +77,40 @@ class TestLarge(ConformanceBase):
                 assert there.messages[2] == [b"after"]
 
         assert library.active_transports() == set(os.environ["EXPECTED_TRANSPORTS"].split(","))
+        self.run(test())
+
+    def test_pauses_between_what_is_read_ahead(self) -> None:
+        """It is handed on in order, one message when one is wanted."""
+
+        async def test() -> None:
+            async with self.link() as (ours, theirs):
+                await introduced(ours, theirs)
+                there = Recorder(theirs, lambda frames: theirs.pause_receiving())
+                sent = [os.urandom(MIB) * 5, b"between", b"as well", os.urandom(MIB) * 2, os.urandom(MIB) * 3]
+                for frame in sent:
+                    ours.send([frame])
+                closing = asyncio.create_task(ours.close())
+                for count in range(1, len(sent) + 1):
+                    await there.wait_messages(count)
+                    await asyncio.sleep(0.05)  # for what must not come
+                    assert [message[0] for message in there.messages] == sent[:count]
+                    assert not there.ends
+                    theirs.resume_receiving()
+                assert isinstance(await there.wait_end(), CommClosedError)
+                await closing
+
+        self.run(test())
+
+    def test_an_end_that_is_read_ahead(self) -> None:
+        async def test() -> None:
+            async with self.link() as (ours, theirs):
+                there = await introduced(ours, theirs)
+                large = os.urandom(MIB) * (SIZE_BYTES // MIB)
+                ours.send([large])
+                ours._transport.write(GOODBYE)  # type: ignore[attr-defined]
+                assert isinstance(await there.wait_end(), CommClosedError)
+                assert there.messages[1:] == [[large]]
+
         self.run(test())
 
     def test_large_frames_go_by_tcp_when_descriptors_are_short(self) -> None:

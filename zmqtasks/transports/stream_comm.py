@@ -22,6 +22,7 @@ from typing import cast
 from zmqtasks.errors import (
     CommBrokenError,
     CommClosedError,
+    CommError,
     RemoteProtocolError,
 )
 from zmqtasks.protocol.frames import KIB, Frames, Limits
@@ -251,7 +252,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
 
     def _pause_reading(self) -> None:
         # The preamble is read in any case: connect() waits for it, and a stranger shall be told at once.
-        if self._reading and self._greeted.done() and self._ended is None:
+        if self._reading and self._greeted.done() and not self._discarding and not self._dropped:
             self._reading = False
             self._transport.pause_reading()
 
@@ -272,7 +273,7 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
                 if frames:
                     self._hand_over(frames)
                 else:
-                    self._end(CommClosedError(f"{self.peer_address} closed the link", by="peer"))
+                    self._nothing_follows(CommClosedError(f"{self.peer_address} closed the link", by="peer"))
         except RemoteProtocolError as exc:
             self._end(exc)
         except Exception as exc:  # no memory, or what else the system refuses: what came by half is lost
@@ -281,6 +282,10 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
             self._end(error, hard=True)
         finally:
             reader.keep_rest()
+
+    def _nothing_follows(self, end: CommError) -> None:
+        """The stream ends behind the last message, in this way."""
+        self._end(end)
 
     # -- what asyncio calls
 
@@ -307,7 +312,8 @@ class StreamComm(LoopComm, asyncio.BufferedProtocol):
             self._deliver()
 
     def eof_received(self) -> bool:
-        self._end(CommBrokenError(f"the link to {self.peer_address} broke: the peer is gone without saying goodbye"))
+        error = CommBrokenError(f"the link to {self.peer_address} broke: the peer is gone without saying goodbye")
+        self._nothing_follows(error)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:

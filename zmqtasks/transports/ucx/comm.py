@@ -1,10 +1,11 @@
 """Comms of `ucx`: a comm of `tcp` whose large frames take another way.
 
-The stream keeps the order: a message with large frames is announced on it, and nothing behind it is parsed until UCX has
-brought them. Before a side has raised its limits (that is, before the peer has authenticated) it makes no use of UCX and
+The stream keeps the order: a message with large frames is announced on it, and is handed on when UCX has brought them, before
+what comes behind it. Before a side has raised its limits (that is, before the peer has authenticated) it makes no use of UCX and
 does not tell its address; until a peer has told its own, large frames go on the stream.
 
-While UCX brings frames the stream is not read, so its end would not be noticed: the state of the connection is asked for.
+While UCX brings the frames of one message, the stream is read on up to the end of the next, so that UCX goes on with its frames.
+Then it is not read, so its end would not be noticed: the state of the connection is asked for.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ import logging
 import secrets
 import socket
 from collections import deque
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from zmqtasks.errors import CommBrokenError, CommClosedError, RemoteProtocolError
+from zmqtasks.errors import CommBrokenError, CommClosedError, CommError, RemoteProtocolError
 from zmqtasks.protocol.frames import HELLO_LIMITS, Frames, Limits
 from zmqtasks.transports.base import LinkSettings
 from zmqtasks.transports.lifecycle import _no_handler
@@ -36,6 +38,18 @@ _QUIET = 10
 """After the peer's end, so many times nothing may come before the rest is given up: what it sent before is under way."""
 
 _TCP_ESTABLISHED = 1
+
+_AHEAD = 2
+"""Messages that are read of the stream before the first of them is whole."""
+
+
+@dataclass(slots=True)
+class _Incoming:
+    """A message that waits for large frames, its own or those of one before it."""
+
+    frames: list[memoryview]
+    missing: int
+    """Its chunks that have not come."""
 
 
 class UcxComm(TcpComm):
@@ -58,8 +72,8 @@ class UcxComm(TcpComm):
         self._unreachable = False
         self._tag = secrets.randbits(64)
         self._wanted = False  # messages: started and not paused
-        self._incoming: list[memoryview] | None = None  # the message that waits for large frames
-        self._missing = 0  # its chunks that have not come
+        self._incoming: deque[_Incoming] = deque()
+        self._last: CommError | None = None  # the end that comes behind these
         self._quiet = 0
         self._asking: asyncio.TimerHandle | None = None
         self._large: deque[memoryview] = deque()
@@ -178,28 +192,33 @@ class UcxComm(TcpComm):
 
     def resume_receiving(self) -> None:
         self._wanted = self._handler is not None
-        if self._incoming is None:
+        if self._incoming or self._last is not None:
+            self._loop.call_soon(self._hand_over_whole)
+        else:
             super().resume_receiving()
 
     def _hand_over(self, frames: list[memoryview]) -> None:
         large, self._reader.large = self._reader.large, []
-        if not large:
+        if not large and not self._incoming:
             super()._hand_over(frames)
             return
-        if self._worker is None:
-            self._end(RemoteProtocolError(f"{self.peer_address} sent frames by UCX, which was not offered"))
-            return
-        self._incoming = frames
         missing = [chunk for frame in large for chunk in chunks(frame)]
-        self._missing = len(missing)
-        self._delivering = False
-        self._pause_reading()
-        self._quiet = 0
-        self._asking = self._loop.call_later(_ASK_S, self._ask)
-        self._worker.receive(self._tag, missing, self._received)
+        message = _Incoming(frames, len(missing))
+        if missing:
+            if self._worker is None:
+                self._end(RemoteProtocolError(f"{self.peer_address} sent frames by UCX, which was not offered"))
+                return
+            self._worker.receive(self._tag, missing, partial(self._received, message))
+        self._incoming.append(message)
+        if len(self._incoming) == 1:
+            self._quiet = 0
+            self._asking = self._loop.call_later(_ASK_S, self._ask)
+        if len(self._incoming) == _AHEAD:
+            self._delivering = False
+            self._pause_reading()
 
-    def _received(self, size: int, error: Exception | None) -> None:
-        if self._dropped or self._incoming is None:
+    def _received(self, message: _Incoming, size: int, error: Exception | None) -> None:
+        if self._dropped:
             return
         if isinstance(error, ValueError):
             self._end(RemoteProtocolError(f"{self.peer_address} does not keep to the protocol: {error}"))
@@ -209,24 +228,44 @@ class UcxComm(TcpComm):
             return
         self._quiet = 0
         self._bytes_received += size  # as it comes: who waits for a message looks whether anything does
-        self._missing -= 1
-        if not self._missing:
-            self._whole()
+        message.missing -= 1
+        if not message.missing:
+            self._hand_over_whole()
 
-    def _whole(self) -> None:
-        frames, self._incoming = self._incoming, None
-        assert frames is not None
-        if self._asking is not None:
+    def _hand_over_whole(self) -> None:
+        """Hands on what has come, for as long as it is wanted, and goes on with the stream."""
+        while self._wanted and self._incoming and not self._incoming[0].missing:
+            super()._hand_over(self._incoming.popleft().frames)
+        if not self._incoming and self._asking is not None:
             self._asking.cancel()
-        super()._hand_over(frames)
-        if self._wanted and not self._delivering and not self._dropped:
+        if self._dropped or not self._wanted:
+            return
+        if self._last is not None:
+            if not self._incoming:
+                self._end(self._last)
+        elif not self._delivering and len(self._incoming) < _AHEAD:
             self._delivering = True
             self._delivery_changed()
+
+    def _nothing_follows(self, end: CommError) -> None:
+        if not self._incoming:
+            super()._nothing_follows(end)
+            return
+        self._last = self._last or end
+        self._delivering = False
+        self._pause_reading()
+
+    def eof_received(self) -> bool:
+        super().eof_received()
+        return self._last is not None  # the socket stays for as long as there are messages before its end
 
     def _ask(self) -> None:
         """Whether the peer is still there: nobody reads the stream now."""
         state = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] if self._sock.fileno() >= 0 else 0
-        self._quiet = 0 if state == _TCP_ESTABLISHED else self._quiet + 1
+        waits = any(
+            message.missing for message in self._incoming
+        )  # for UCX, and not only for whoever has paused this comm
+        self._quiet = self._quiet + 1 if waits and state != _TCP_ESTABLISHED else 0
         if self._quiet > _QUIET:
             self._end(CommBrokenError(f"the link to {self.peer_address} broke: the peer is gone within a message"))
         elif not self._dropped:
@@ -235,19 +274,18 @@ class UcxComm(TcpComm):
     # -- ending
 
     async def close(self) -> None:
-        if self._ended is None and self._large_bytes:
-            await self._flush_large()
+        if self._ended is None:
+            self._on_message = _no_handler  # for what UCX still brings
+            if self._large_bytes:
+                await self._flush_large()
         await super().close()
 
     async def _flush_large(self) -> None:
         """Like `_wait_flushed`; what the peer sends meanwhile is read and dropped, as it may be about to close too."""
         self._mark_ended(CommClosedError(f"the link to {self.peer_address} was closed by this side", by="local"))
-        self._on_message = _no_handler
         self._closing = self._large_paused = True
         self._wanted = True
-        if self._incoming is None:
-            self._delivering = True
-            self._go_on()
+        self._hand_over_whole()
         deadline = self._loop.time() + self._settings.heartbeat_s
         try:
             while self._large_bytes and not self._lost.done() and not self._dropped:
@@ -266,7 +304,7 @@ class UcxComm(TcpComm):
     def _drop(self, *, hard: bool) -> None:
         super()._drop(hard=hard)
         self._large.clear()
-        self._incoming = None
+        self._incoming.clear()
         self._large_bytes = 0
         if self._asking is not None:
             self._asking.cancel()

@@ -159,7 +159,7 @@ class UcxWorker:
         self._descriptor: int = self._worker.epoll_file_descriptor
         self.address = bytes(libucxx.UCXAddress.create_from_worker(self._worker))
         self._requests: list[_Request] = []
-        self._awaited: dict[int, tuple[deque[memoryview], _Received]] = {}
+        self._awaited: dict[int, deque[tuple[memoryview, _Received]]] = {}
         self._scheduled = False
         self._stuck = False
         self._ended = False
@@ -191,18 +191,19 @@ class UcxWorker:
         self._schedule()
 
     def receive(self, tag: int, memories: Iterable[memoryview], done: _Received) -> None:
-        """Fills each of `memories` by a transfer under `tag`, in order; `done(size, error)` is called in the loop, for each.
+        """Fills each of `memories` by a transfer under `tag`, in order, after those of earlier calls.
 
-        UCX gets a memory when the transfer has been announced to it, with the right size: what never comes, or is
-        forgotten by then, never has a hold on memory. All that are announced are under way at the same time.
+        `done(size, error)` is called in the loop, for each. UCX gets a memory when the transfer has been announced to it, with the
+        right size: what never comes, or is forgotten by then, never has a hold on memory. All that are announced are under way at
+        the same time.
         """
-        self._awaited[tag] = deque(memories), done
+        self._awaited.setdefault(tag, deque()).extend((memory, done) for memory in memories)
         self._schedule()
 
     def forget(self, tag: int) -> None:
         """Nothing is awaited under `tag` any more."""
         if awaited := self._awaited.pop(tag, None):
-            awaited[0].clear()
+            awaited.clear()
 
     def close_endpoint(self, endpoint: Any) -> None:
         """Drops the endpoint and what is under way on it."""
@@ -308,20 +309,20 @@ class UcxWorker:
         self._pump()
 
     def _post_announced(self) -> None:
-        for tag, (memories, done) in list(self._awaited.items()):
-            while memories and (found := self._worker.tag_probe(self._lib.UCXXTag(tag), remove=False)).matched:
-                memory = memories[0]
+        for tag, awaited in list(self._awaited.items()):
+            while awaited and (found := self._worker.tag_probe(self._lib.UCXXTag(tag), remove=False)).matched:
+                memory, done = awaited[0]
                 if found.length != memory.nbytes:  # it stays where it is: what is taken out must be received
                     self.forget(tag)
                     done(0, ValueError(f"it transferred {found.length} bytes where it had announced {memory.nbytes}"))
                     if self._ended:
                         return
                     break
-                memories.popleft()
+                awaited.popleft()
                 found = self._worker.tag_probe(self._lib.UCXXTag(tag), remove=True)
                 request = self._worker.tag_recv_with_handle(self._array(memory), found)
                 self._requests.append((request, memory, partial(done, memory.nbytes), None))
-            if not memories:
+            if not awaited:
                 self.forget(tag)
 
 

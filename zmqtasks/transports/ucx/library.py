@@ -30,9 +30,10 @@ _SETTINGS = {
     # Without it `sm,tcp,self` silently takes tcp, as shared memory could not tell of a dead peer.
     "UCX_MM_ERROR_HANDLING": "y",
     "UCX_KEEPALIVE_INTERVAL": "1s",
-    # Transfers under way shall fit: with the defaults (256 elements of 8 KiB, and segments of 8 KiB over tcp) both ends wait for
-    # each other most of the time, at a half to a tenth of the bandwidth (`python -m bench.network.baselines_ucx`).
-    "UCX_MM_FIFO_SIZE": "1024",
+    # Both ends shall seldom wait for each other, and over shared memory find in the cache what the other has written: of half or
+    # of twice as many elements (of 8 KiB) some sizes are slower. Segments over tcp have 8 KiB by default, at a third of the
+    # bandwidth (`python -m bench.network.baselines_ucx`).
+    "UCX_MM_FIFO_SIZE": "512",
     "UCX_TCP_TX_SEG_SIZE": "256k",
     "UCX_TCP_RX_SEG_SIZE": "256k",
     "UCX_RNDV_THRESH": "auto",  # importing ucxx sets 8192 otherwise

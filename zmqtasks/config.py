@@ -53,9 +53,9 @@ class Config:
     """Inputs that one worker fetches from peers at the same time."""
     data_links: int = 128
     """Open data links of a node; the least recently used one closes first."""
-    idle_buffer_bytes: int = 512 << 20
-    """Memory for received values that a process keeps for the next ones, warm, for some seconds; a worker with a memory
-    limit keeps an eighth of that at most."""
+    idle_buffer_bytes: int = 2 << 30
+    """Memory for received values that a process keeps for the next ones, warm, for some seconds; an eighth of its memory limit at
+    most, and of the host's memory where it has none."""
     shared_memory: bool = True
     """Whether data passes through shared memory between processes of one host and user, where the system has it."""
     shared_memory_bytes: int = 0

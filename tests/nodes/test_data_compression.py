@@ -19,7 +19,6 @@ from zmqtasks.errors import LimitExceededError
 from zmqtasks.ids import new_instance_id
 from zmqtasks.nodes import data_packing, links
 from zmqtasks.nodes.channel import DataServer
-from zmqtasks.nodes.host_memory import available_memory_bytes
 from zmqtasks.protocol import compression, ops
 from zmqtasks.protocol.codec import Codec
 from zmqtasks.protocol.compression import BLOCK_BYTES, Counters
@@ -28,6 +27,7 @@ from zmqtasks.protocol.handshake import LinkRequest
 from zmqtasks.protocol.payload import Payload
 from zmqtasks.protocol.serialize import deserialize, serialize
 from zmqtasks.transports import Comm, LinkSettings, connect, listen
+from zmqtasks.transports.host_memory import available_memory_bytes
 
 BETWEEN_PROCESSES = ["tcp", "zmq"]
 every_link = pytest.mark.parametrize("scheme", BETWEEN_PROCESSES)

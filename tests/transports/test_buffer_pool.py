@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from zmqtasks.protocol.frames import KIB, MIB
-from zmqtasks.transports.buffer_pool import MOST_BLOCKS, POOLED_FROM_BYTES, BufferPool, block_size
+from zmqtasks.transports.buffer_pool import MOST_BLOCKS, POOLED_FROM_BYTES, BufferPool, block_size, idle_bound
+from zmqtasks.transports.host_memory import available_memory_bytes
 from zmqtasks.transports.memory import allocate_aligned
 
 _SIZE = 256 * KIB
@@ -267,3 +268,9 @@ def _address(view: memoryview | None) -> int:
 def _resident_bytes() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_the_bound_is_an_eighth_of_the_memory_at_most() -> None:
+    assert idle_bound(200 * MIB, memory_limit_bytes=800 * MIB) == 100 * MIB
+    assert idle_bound(50 * MIB, memory_limit_bytes=800 * MIB) == 50 * MIB
+    assert idle_bound(1 << 60) == available_memory_bytes() // 8

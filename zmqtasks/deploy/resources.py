@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 
 from zmqtasks.errors import ConfigError
-from zmqtasks.nodes.host_memory import available_memory_bytes
+from zmqtasks.transports.host_memory import available_memory_bytes
 
 __all__ = ["available_cpus", "available_memory_bytes", "parse_memory_limit", "parse_resources", "split_threads"]
 

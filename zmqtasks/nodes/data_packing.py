@@ -20,7 +20,6 @@ from typing import Any, TypeVar
 import msgspec
 
 from zmqtasks.errors import LimitExceededError, ProtocolError, RemoteProtocolError
-from zmqtasks.nodes.host_memory import available_memory_bytes
 from zmqtasks.protocol import compression
 from zmqtasks.protocol.compression import Codec, Counters, LinkRate, SampleBackoff, Verdict
 from zmqtasks.protocol.frames import KIB, MIB, Buffer, Frames, total_size
@@ -28,6 +27,7 @@ from zmqtasks.protocol.ops import DataSent, PutData
 from zmqtasks.transports import registry
 from zmqtasks.transports.address import split_scheme
 from zmqtasks.transports.base import Comm
+from zmqtasks.transports.host_memory import available_memory_bytes
 from zmqtasks.transports.memory import allocate_aligned
 
 _log = logging.getLogger(__name__)

@@ -29,7 +29,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from zmqtasks.protocol.frames import MIB
+from zmqtasks.protocol.frames import GIB, MIB
+from zmqtasks.transports.host_memory import available_memory_bytes
 
 POOLED_FROM_BYTES = 1 * MIB
 """Below this malloc's own heap is warm most of the time, and lending (3 us) begins to be felt; from 32 MiB on malloc gives
@@ -38,8 +39,11 @@ everything back at once."""
 IDLE_S = 2.0
 """Blocks that nobody wanted for as long go back to the system."""
 
-IDLE_BYTES = 512 * MIB
-"""Most memory that waits for its next use."""
+IDLE_BYTES = 2 * GIB
+"""Most memory that waits for its next use, where an eighth of the memory is not less (`idle_bound`). It has to hold a message for
+its block to be warm for the next."""
+
+_MEMORY_SHARE = 8
 
 MOST_BLOCKS = 8_192
 """Blocks at a time, lent and idle: each may take a mapping of its own, and Linux allows a process 65,530."""
@@ -261,6 +265,11 @@ class BufferPool:
         self._lock = threading.Lock()
 
 
+def idle_bound(idle_bytes: int, memory_limit_bytes: int = 0) -> int:
+    """`idle_bytes`, or an eighth of the process's memory limit (0: of the host's memory) where that is less."""
+    return min(idle_bytes, (memory_limit_bytes or available_memory_bytes()) // _MEMORY_SHARE)
+
+
 def block_size(size_bytes: int) -> int:
     """The size of the block that holds `size_bytes`: at most an eighth more, and whole pages."""
     step = max(1 << max(0, (size_bytes - 1).bit_length() - 1), 1) // _STEPS_PER_DOUBLING or 1
@@ -272,5 +281,5 @@ def _idle_since(blocks: list[_Block]) -> float:
     return blocks[0].idle_since
 
 
-POOL = BufferPool()
+POOL = BufferPool(idle_bound(IDLE_BYTES) if AVAILABLE else 0)
 """The pool of this process."""

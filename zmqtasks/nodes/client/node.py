@@ -43,7 +43,7 @@ from zmqtasks.protocol.ops import (
     SchedulerToClient,
 )
 from zmqtasks.security import Security
-from zmqtasks.transports.buffer_pool import POOL
+from zmqtasks.transports.buffer_pool import POOL, idle_bound
 
 logger = logging.getLogger("zmqtasks.client")
 
@@ -86,7 +86,7 @@ class ClientNode:
         self.address = address
         self.security = security
         self.config = config
-        POOL.limit(config.idle_buffer_bytes)
+        POOL.limit(idle_bound(config.idle_buffer_bytes))
         bound_arena(config)
         self.name = name
         self.loop_thread = loop_thread

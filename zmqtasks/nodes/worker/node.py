@@ -73,7 +73,7 @@ from zmqtasks.protocol.ops import (
 )
 from zmqtasks.protocol.payload import Payload
 from zmqtasks.security import Security
-from zmqtasks.transports.buffer_pool import POOL
+from zmqtasks.transports.buffer_pool import POOL, idle_bound
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class WorkerNode:
         self.name = name
         self.nthreads = nthreads
         self.memory_limit_bytes = memory_limit_bytes
-        POOL.limit(min(config.idle_buffer_bytes, memory_limit_bytes // 8 or config.idle_buffer_bytes))
+        POOL.limit(idle_bound(config.idle_buffer_bytes, memory_limit_bytes))
         self.resources = dict(resources or {})
         self.instance_id = instance_id or new_instance_id()
         self.directory = WorkerDirectory(local_directory, self.instance_id)

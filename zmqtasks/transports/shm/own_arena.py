@@ -6,9 +6,9 @@ import errno
 import logging
 import os
 import threading
-from pathlib import Path
 
 from zmqtasks.protocol.frames import GIB, MIB
+from zmqtasks.transports.host_memory import available_memory_bytes
 from zmqtasks.transports.shm.arena import Arena
 
 _log = logging.getLogger(__name__)
@@ -20,13 +20,7 @@ _SMALLEST_LIMIT_BYTES = 64 * MIB
 
 def default_limit_bytes() -> int:
     """A quarter of the memory of this machine, or of this process's control group where that has less."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            memory = min(memory, int(Path(path).read_text()))
-        except (OSError, ValueError):
-            continue
-    return max(memory // _MEMORY_SHARE, _SMALLEST_LIMIT_BYTES)
+    return max(available_memory_bytes() // _MEMORY_SHARE, _SMALLEST_LIMIT_BYTES)
 
 
 _arena: Arena | None = None

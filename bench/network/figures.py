@@ -127,7 +127,8 @@ class Burst:
     _FEWEST_MESSAGES = 8
     """One message of 256 MiB is there in half the time of the next; but no more are sent after 5 times `time_s`."""
     _LONGEST_S = 5.0
-    """For all. The first message of 1 GiB takes a second or two, in pages that are new: what is measured comes after it."""
+    """For all after the first burst, which is over by then as well, or stays the only one. A first message of 1 GiB takes some
+    seconds, in pages that are new: what is measured comes after it."""
 
     def __init__(self, size_bytes: int, time_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self.size_bytes = size_bytes
@@ -135,7 +136,8 @@ class Burst:
         self.going = True
         self._time_s = time_s
         self._clock = clock
-        self._end = clock() + max(14 * time_s, self._LONGEST_S)
+        self._longest_s = max(14 * time_s, self._LONGEST_S)
+        self._end = -math.inf  # until the first burst is over
         self._began = 0.0
         self._warming_since = math.inf  # until the first burst is over
         self._warmed_bytes = 0
@@ -150,14 +152,15 @@ class Burst:
         """The answer is here."""
         now = self._clock()
         elapsed_s = max(now - self._began, 1e-9)
-        late = now >= self._end
         if self._warming_since == math.inf:
             # It warmed up buffers, pages and windows. One message alone is mostly latency where another thread holds
             # the GIL, so the next burst has some, whatever this one took.
             self._warming_since = now
-            if not late:
+            if elapsed_s < self._longest_s:
+                self._end = now + self._longest_s
                 self.count = max(1, min(64, self._SECOND_BURST_BYTES // self.size_bytes))
                 return
+        late = now >= self._end
         warm = self._is_warm(self._began - self._warming_since)
         self._warmed_bytes += self.count * self.size_bytes
         short = elapsed_s < self._time_s / 2 and self.count < self.MOST_MESSAGES

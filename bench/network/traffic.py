@@ -125,8 +125,8 @@ class Caller:
 
     async def bandwidth(self, size: int, time_s: float, frames: int = 1) -> Burst:
         """Bursts of messages of `frames` frames of `size` bytes each."""
-        burst = Burst(size * frames, time_s)
         message, last = messages(size, frames)
+        burst = Burst(size * frames, time_s)
         while burst.going:
             burst.began()
             await self.send(message, last, burst.count)
@@ -135,9 +135,9 @@ class Caller:
 
     async def read(self, size: int, time_s: float) -> Burst:
         """Messages in memory of the transport, one at a time: the other end answers each when it has copied it."""
-        burst = Burst(size, time_s)
         memory = self.comm.allocate(size)
         memory[:] = filled(size, READ)
+        burst = Burst(size, time_s)
         while burst.going:
             burst.began()
             for _ in range(burst.count):

@@ -5,7 +5,7 @@ what comes behind it. Before a side has raised its limits (that is, before the p
 does not tell its address; until a peer has told its own, large frames go on the stream.
 
 While UCX brings the frames of one message, the stream is read on up to the end of the next, so that UCX goes on with its frames.
-Then it is not read, so its end would not be noticed: the state of the connection is asked for.
+Then it is not read, so that its end would not be noticed: the state of the connection is asked for.
 """
 
 from __future__ import annotations
@@ -260,11 +260,9 @@ class UcxComm(TcpComm):
         return self._last is not None  # the socket stays for as long as there are messages before its end
 
     def _ask(self) -> None:
-        """Whether the peer is still there: nobody reads the stream now."""
+        """Whether the peer is still there: nobody may be reading the stream now."""
         state = self._sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] if self._sock.fileno() >= 0 else 0
-        waits = any(
-            message.missing for message in self._incoming
-        )  # for UCX, and not only for whoever has paused this comm
+        waits = any(message.missing for message in self._incoming)  # not only for whoever has paused this comm
         self._quiet = self._quiet + 1 if waits and state != _TCP_ESTABLISHED else 0
         if self._quiet > _QUIET:
             self._end(CommBrokenError(f"the link to {self.peer_address} broke: the peer is gone within a message"))

@@ -8,7 +8,7 @@ import os
 
 import zmq
 
-from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, PeerIdentityError, RemoteProtocolError
+from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, RemoteProtocolError
 from zmqtasks.protocol.frames import Frames
 from zmqtasks.transports.address import HostPort, format_host_port
 from zmqtasks.transports.base import LinkSettings
@@ -41,6 +41,10 @@ _EVENTS = (
 
 class OtherMechanismError(Exception):
     """The listener encrypts and this side does not, or the other way round."""
+
+
+class HandshakeCutError(Exception):
+    """The listener hung up in the midst of the handshake; libzmq does not know why."""
 
 
 class NotConnectedError(Exception):
@@ -85,7 +89,7 @@ class DealerComm(ZmqComm):
             raise
 
     async def wait_accepted(self) -> None:
-        """Waits for the listener's answer; raises `NotConnectedError` or `ConnectError`."""
+        """Waits for the listener's answer; raises `ConnectError`, or one of this module's errors."""
         await self._accepted
 
     def _receive(self) -> bool:
@@ -230,13 +234,10 @@ class DealerComm(ZmqComm):
             self._disconnected()
         elif event == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL and value == zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
             self._fail(OtherMechanismError())
-        elif self.encrypted and event in (zmq.EVENT_HANDSHAKE_FAILED_AUTH, zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL):
-            self._fail(
-                PeerIdentityError(
-                    f"no encrypted link to {self.peer_address}: it does not have this side's cluster key "
-                    f"(the CURVE handshake failed): both must use the same"
-                )
-            )
+        elif event == zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL or (
+            self.encrypted and event == zmq.EVENT_HANDSHAKE_FAILED_AUTH
+        ):
+            self._fail(HandshakeCutError())
         elif event in (zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL, zmq.EVENT_HANDSHAKE_FAILED_AUTH):
             self._fail(ConnectError(f"{self.peer_address} is not a zmqtasks node over zmq: the ZMTP handshake failed"))
 

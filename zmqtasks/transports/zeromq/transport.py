@@ -9,11 +9,12 @@ from collections.abc import Callable
 
 import zmq
 
-from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, ConnectTimeoutError
+from zmqtasks.errors import ConnectError, ConnectionRefusedByPeerError, ConnectTimeoutError, PeerIdentityError
 from zmqtasks.transports.address import HostPort, format_host_port, parse_host_port
 from zmqtasks.transports.base import Capabilities, Comm, LinkSettings, Listener, Transport
 from zmqtasks.transports.sockets import connect_socket, connectable_host, is_loopback, listening_socket, resolve
-from zmqtasks.transports.zeromq.dealer import DealerComm, NotConnectedError, OtherMechanismError
+from zmqtasks.transports.zeromq.dealer import DealerComm, HandshakeCutError, NotConnectedError, OtherMechanismError
+from zmqtasks.transports.zeromq.greeting import mechanism_at
 from zmqtasks.transports.zeromq.router import Router
 from zmqtasks.transports.zeromq.sockets import LOOPBACK_BUFFER_BYTES
 
@@ -157,19 +158,40 @@ async def _dial(where: HostPort, numeric_host: str, settings: LinkSettings) -> C
 
 
 async def _open(where: HostPort, numeric_host: str, settings: LinkSettings, secret: bytes | None) -> Comm:
+    target = HostPort(where.scheme, numeric_host, where.port)
     comm = DealerComm(where, numeric_host, settings, secret)
     try:
         await comm.wait_accepted()
     except NotConnectedError:
         comm.abort()
         # ZeroMQ does not say why: the kernel does, asked once more.
-        sock = await connect_socket(HostPort(where.scheme, numeric_host, where.port), settings.connect_timeout_s)
+        sock = await connect_socket(target, settings.connect_timeout_s)
         sock.close()
         raise ConnectionRefusedByPeerError(f"{where} did not take the connection at first: try again") from None
+    except HandshakeCutError:
+        comm.abort()
+        raise await _why_cut(where, target, settings, encrypted=secret is not None) from None
     except BaseException:
         comm.abort()
         raise
     return comm
+
+
+async def _why_cut(where: HostPort, target: HostPort, settings: LinkSettings, *, encrypted: bool) -> Exception:
+    """What to raise when a listener has hung up in the midst of the handshake."""
+    try:
+        mechanism = await mechanism_at(target, settings.connect_timeout_s)
+    except OSError:  # it is gone
+        mechanism = None
+    match mechanism, encrypted:
+        case ("NULL", True) | ("CURVE", False):
+            return OtherMechanismError()
+        case "CURVE", True:
+            return PeerIdentityError(
+                f"no encrypted link to {where}: it does not have this side's cluster key "
+                f"(the CURVE handshake failed): both must use the same"
+            )
+    return ConnectionRefusedByPeerError(f"{where} hung up: is a zmqtasks node over zmq there?")
 
 
 def _hint(exc: zmq.ZMQError) -> str:

@@ -12,12 +12,11 @@ import asyncio
 import os
 import sys
 import tempfile
-import time
 from typing import Any
 
 from zmqtasks.security import KEY_FILE_VARIABLE
 
-from .figures import BULK_BYTES, SMALL_BYTES, Burst, Figures, Plan, Quantiles
+from .figures import BULK_BYTES, SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
 from .processes import START_TIMEOUT_S, Child, live_with_parent
 from .traffic import ANSWER, ECHO, LAST, SWALLOW, WAIT_S, filled
@@ -75,16 +74,14 @@ async def _measure(address: str, plan: Plan, figures: Figures) -> None:
 
 async def _round_trips(comm: Any, size: int, plan: Plan) -> Quantiles:
     message = _message(ECHO, size)
-    times: list[float] = []
-    warm_up = min(plan.round_trips // 10, 50) + 1
-    end = time.perf_counter() + plan.latency_s(size)
+    trips = Trips(plan.round_trips, plan.latency_s(size))
     async with asyncio.timeout(WAIT_S):
-        while len(times) < plan.round_trips + warm_up and (time.perf_counter() < end or len(times) < 2):
-            began = time.perf_counter()
+        while trips.going:
+            trips.began()
             await comm.write(message)
             await comm.read()
-            times.append(time.perf_counter() - began)
-    return Quantiles.of(times[warm_up:] if len(times) > 2 * warm_up else times[1:])
+            trips.ended()
+    return trips.quantiles
 
 
 async def _bandwidth(comm: Any, size: int, time_s: float) -> Burst:

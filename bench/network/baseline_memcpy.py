@@ -6,13 +6,14 @@ import numpy as np
 
 from .figures import READ_BYTES, Burst, Figures, Plan
 from .gil import holding_gil
+from .turns import BANDWIDTH, each_in_turn
 
 
 def measure(plan: Plan) -> Figures:
     """Bandwidth of `memcpy` by size; both buffers are the same all the time, so small ones stay in the cache."""
     figures = Figures("memcpy")
     with holding_gil(plan.hold_gil):
-        for size in plan.sizes:
+        for size in each_in_turn(BANDWIDTH, plan.sizes):
             figures.bandwidth[size] = _bandwidth(size, plan.time_s)
         if "read_bytes_per_s" in plan.rates:
             figures.rates["read_bytes_per_s"] = _bandwidth(min(READ_BYTES, max(plan.sizes)), plan.time_s)

@@ -7,7 +7,7 @@
   `recv`, is in the settings as `blocking_round_trip_us`: what the kernel alone takes.
 - *Fan-in, fan-out, both directions at once, connecting*: `baselines_fans`.
 
-`python -m bench.network.baselines_socket` measures tcp, this baseline and tcp again in turn, and prints ratios.
+`python -m bench.network.baselines_socket` measures tcp and this baseline in turns, and prints ratios.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import json
 import socket
 import struct
 import sys
-import time
 from collections.abc import Iterator
 from typing import cast
 
 import uvloop
 
 from . import baselines_fans
-from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles
+from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
-from .processes import START_TIMEOUT_S, Child, live_with_parent
+from .processes import Child, live_with_parent
 from .raw_sockets import accept, address_of, connect, receive, serve
+from .traffic import WAIT_S
+from .turns import BANDWIDTH, LATENCY, each_in_turn
 
 _COMMAND = struct.Struct("<QQ")  # size of a message, how many; none: echo messages of that size
-_WARM_UP = 50
 _PIECE_BYTES = 256 * KIB
 """Messages from this on go by themselves; smaller ones too, but the receiver takes what has come of them."""
 
@@ -49,17 +49,17 @@ def measure_unix(plan: Plan) -> Figures:
 def _measure(scheme: str, plan: Plan) -> Figures:
     figures = Figures(f"raw {scheme} socket")
     with holding_gil(plan.hold_gil):
+        for size in each_in_turn(LATENCY, plan.latency_sizes):
+            with _connection(scheme, "evented", plan.hold_gil, size) as sock:
+                figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, plan.latency_s(size))
         with _connection(scheme, "blocking", plan.hold_gil) as sock:
-            for size in plan.sizes:
+            for size in each_in_turn(BANDWIDTH, plan.sizes):
                 figures.bandwidth[size] = bandwidth(sock, size, plan.time_s).bandwidth
             if "messages_per_s" in plan.rates:
                 figures.rates["messages_per_s"] = bandwidth(sock, SMALL_BYTES, plan.time_s).messages_per_s
             blocking = round_trips_blocking(sock, plan.latency_sizes[0], plan.round_trips, plan.time_s)
             figures.settings["blocking_round_trip_us"] = blocking.p50
         figures.rates.update(baselines_fans.rates(scheme, plan))
-        for size in plan.latency_sizes:
-            with _connection(scheme, "evented", plan.hold_gil, size) as sock:
-                figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, plan.latency_s(size))
     return figures
 
 
@@ -82,63 +82,59 @@ def round_trips_blocking(sock: socket.socket, size: int, count: int, time_s: flo
     """Round trips on a `blocking` connection: both threads sleep in `recv`."""
     message = bytearray(b"\xa5") * size
     answer = memoryview(bytearray(size))
-    times: list[float] = []
-    end = time.perf_counter() + time_s
+    trips = Trips(count, time_s)
     sock.sendall(_COMMAND.pack(size, 0))
-    while len(times) < count + _WARM_UP and (len(times) < 2 or time.perf_counter() < end):
-        began = time.perf_counter()
+    while trips.going:
+        trips.began()
         sock.sendall(message)
         receive(sock, answer)
-        times.append(time.perf_counter() - began)
+        trips.ended()
     sock.shutdown(socket.SHUT_WR)  # the other end echoes for as long as it lasts
-    return Quantiles.of(times[_WARM_UP:] or times)
+    return trips.quantiles
 
 
 def round_trips_evented(sock: socket.socket, size: int, count: int, time_s: float) -> Quantiles:
     """Round trips on an `evented` connection: both ends wait in uvloop's epoll."""
-    times = uvloop.run(_ping(sock, size, count + _WARM_UP, time_s))
-    return Quantiles.of(times[_WARM_UP:] or times)
+    return uvloop.run(_ping(sock, size, Trips(count, time_s))).quantiles
 
 
 class _Ping(asyncio.Protocol):
-    def __init__(self, size: int, count: int, time_s: float) -> None:
-        self.done: asyncio.Future[list[float]] = asyncio.get_running_loop().create_future()
-        self._times: list[float] = []
+    def __init__(self, size: int, trips: Trips) -> None:
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._trips = trips
         self._message = b"\xa5" * size
         self._missing = size
-        self._count = count
-        self._end = time.perf_counter() + time_s
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._began = time.perf_counter()
+        self._trips.began()
         self._transport.write(self._message)
 
     def data_received(self, data: bytes) -> None:
         self._missing -= len(data)
         if self._missing:
             return
-        now = time.perf_counter()
-        self._times.append(now - self._began)
-        if len(self._times) < self._count and now < self._end:
+        self._trips.ended()
+        if self._trips.going:
             self._missing = len(self._message)
-            self._began = time.perf_counter()
+            self._trips.began()
             self._transport.write(self._message)
         elif not self.done.done():
-            self.done.set_result(self._times)
+            self.done.set_result(None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if not self.done.done():
             self.done.set_exception(exc or ConnectionError("the other end of the raw socket is gone"))
 
 
-async def _ping(sock: socket.socket, size: int, count: int, time_s: float) -> list[float]:
+async def _ping(sock: socket.socket, size: int, trips: Trips) -> Trips:
     sock.setblocking(False)
     loop = asyncio.get_running_loop()
-    transport, ping = await loop.connect_accepted_socket(lambda: _Ping(size, count, time_s), sock.dup())
+    transport, ping = await loop.connect_accepted_socket(lambda: _Ping(size, trips), sock.dup())
     try:
-        async with asyncio.timeout(START_TIMEOUT_S + time_s):
-            return await ping.done
+        async with asyncio.timeout(WAIT_S):
+            await ping.done
+            return trips
     finally:
         transport.close()
 
@@ -219,7 +215,7 @@ def _answer() -> None:
 def _compare() -> None:
     from .against import compare_with_raw
 
-    compare_with_raw("tcp", measure, (MIB, 64 * MIB, 256 * MIB))
+    compare_with_raw("tcp", "baselines_socket", (MIB, 64 * MIB, 256 * MIB))
 
 
 if __name__ == "__main__":

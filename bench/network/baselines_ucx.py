@@ -28,15 +28,16 @@ import uvloop
 from zmqtasks.transports.ucx import library
 from zmqtasks.transports.ucx.wire import chunks
 
-from .figures import SMALL_BYTES, Burst, Figures, Plan, Quantiles
+from .figures import SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
 from .processes import START_TIMEOUT_S, Child, MeasuringError, live_with_parent
+from .traffic import WAIT_S
+from .turns import BANDWIDTH, LATENCY, each_in_turn
 
 _COMMAND = struct.Struct("<QQ")  # size of a message, how many; none: echo messages of that size
 _THERE, _BACK = 1, 2
 _IN_FLIGHT = 4
 _SMALL_IN_FLIGHT = 64
-_WARM_UP = 50
 _LOOK_MS = 100
 """The longest sleep, in case a wake-up of UCX does not come."""
 
@@ -95,17 +96,17 @@ def measure(plan: Plan) -> Figures:
     """One round of the baseline."""
     figures = Figures("raw ucxx")
     with holding_gil(plan.hold_gil):
+        for size in each_in_turn(LATENCY, plan.latency_sizes):
+            with _ends("evented", plan.hold_gil, size) as end:
+                figures.latency_us[size] = round_trips_evented(end, size, plan.round_trips, plan.latency_s(size))
         with _ends("blocking", plan.hold_gil) as end:
             figures.settings["transports"] = ",".join(sorted(library.active_transports()))
-            for size in plan.sizes:
+            for size in each_in_turn(BANDWIDTH, plan.sizes):
                 figures.bandwidth[size] = bandwidth(end, size, plan.time_s).bandwidth
             if "messages_per_s" in plan.rates:
                 figures.rates["messages_per_s"] = bandwidth(end, SMALL_BYTES, plan.time_s).messages_per_s
             polling = round_trips_polling(end, plan.latency_sizes[0], plan.round_trips, plan.time_s)
             figures.settings["polling_round_trip_us"] = polling.p50
-        for size in plan.latency_sizes:
-            with _ends("evented", plan.hold_gil, size) as end:
-                figures.latency_us[size] = round_trips_evented(end, size, plan.round_trips, plan.latency_s(size))
     return figures
 
 
@@ -142,49 +143,42 @@ def round_trips_polling(end: _End, size: int, count: int, time_s: float) -> Quan
     end.sleeps = False
     message, answer = bytearray(b"\xa5") * size, bytearray(size)
     end.wait(end.send(_COMMAND.pack(size, 0), _THERE))
-    times: list[float] = []
-    limit = time.perf_counter() + time_s
-    while len(times) < count + _WARM_UP and (len(times) < 2 or time.perf_counter() < limit):
-        began = time.perf_counter()
+    trips = Trips(count, time_s)
+    while trips.going:
+        trips.began()
         answered = end.receive(answer, _BACK)
         sent = end.send(message, _THERE)
         end.wait(answered)
         end.wait(sent)
-        times.append(time.perf_counter() - began)
-    return Quantiles.of(times[_WARM_UP:] or times)
+        trips.ended()
+    return trips.quantiles
 
 
 def round_trips_evented(end: _End, size: int, count: int, time_s: float) -> Quantiles:
     """Round trips with an `evented` end: both wait in uvloop's epoll."""
-    times = uvloop.run(_ping(end, size, count + _WARM_UP, time_s))
-    return Quantiles.of(times[_WARM_UP:] or times)
+    return uvloop.run(_ping(end, size, Trips(count, time_s))).quantiles
 
 
-async def _ping(end: _End, size: int, count: int, time_s: float) -> list[float]:
+async def _ping(end: _End, size: int, trips: Trips) -> Trips:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     message = bytearray(b"\xa5") * size
-    times: list[float] = []
-    began = limit = 0.0
     sent: Any = None
 
     def came() -> None:
-        nonlocal began, limit, sent
-        now = time.perf_counter()
-        if sent is None:
-            limit = now + time_s  # only now: starting the other end takes longer than some measurements
-        else:
-            times.append(now - began)
-        if len(times) < count and now < limit:
-            began = time.perf_counter()
+        nonlocal sent
+        if sent is not None:  # else the other end has said that it is ready
+            trips.ended()
+        if trips.going:
+            trips.began()
             sent = end.send(message, _THERE)
         elif not done.done():
             done.set_result(None)
 
     with _reading(end, size, _BACK, came):
-        async with asyncio.timeout(START_TIMEOUT_S + time_s):
+        async with asyncio.timeout(WAIT_S):
             await done
-    return times
+    return trips
 
 
 @contextlib.contextmanager
@@ -274,7 +268,7 @@ def _compare() -> None:
 
     library.load()
     print("UCX has", ", ".join(sorted(library.active_transports())))
-    compare_with_raw("ucx", measure)
+    compare_with_raw("ucx", "baselines_ucx")
 
 
 if __name__ == "__main__":

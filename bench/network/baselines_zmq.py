@@ -14,27 +14,30 @@ import asyncio
 import contextlib
 import json
 import sys
-import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import uvloop
 import zmq
 
-from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles
+from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
 from .processes import START_TIMEOUT_S, Child, live_with_parent
+from .traffic import WAIT_S
+from .turns import BANDWIDTH, LATENCY, each_in_turn
 
 PART_BYTES = MIB
 _WAITING_PARTS = 64
-_WARM_UP = 50
 
 
 def measure(plan: Plan) -> Figures:
     """One round of the baseline."""
     figures = Figures("raw pyzmq")
     with holding_gil(plan.hold_gil):
-        for size in plan.sizes:
+        for size in each_in_turn(LATENCY, plan.latency_sizes):
+            with _ends("evented", plan.hold_gil) as (sock, _):
+                figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, plan.latency_s(size))
+        for size in each_in_turn(BANDWIDTH, plan.sizes):
             with _ends("sink", plan.hold_gil, size) as (send, receive):
                 figures.bandwidth[size] = bandwidth(send, receive, size, plan.time_s).bandwidth
         if "messages_per_s" in plan.rates:
@@ -44,9 +47,6 @@ def measure(plan: Plan) -> Figures:
         with _ends("echo", plan.hold_gil) as (sock, _):
             blocking = round_trips_blocking(sock, plan.latency_sizes[0], plan.round_trips, plan.time_s)
             figures.settings["blocking_round_trip_us"] = blocking.p50
-        for size in plan.latency_sizes:
-            with _ends("evented", plan.hold_gil) as (sock, _):
-                figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, plan.latency_s(size))
     return figures
 
 
@@ -79,47 +79,39 @@ def round_trips_blocking(sock: zmq.Socket[bytes], size: int, count: int, time_s:
     message = b"\xa5" * size
     sock.send(message)
     sock.recv()  # the other end has started
-    times: list[float] = []
-    end = time.perf_counter() + time_s
-    while len(times) < count + _WARM_UP and (len(times) < 2 or time.perf_counter() < end):
-        began = time.perf_counter()
+    trips = Trips(count, time_s)
+    while trips.going:
+        trips.began()
         sock.send(message)
         sock.recv()
-        times.append(time.perf_counter() - began)
-    return Quantiles.of(times[_WARM_UP:] or times)
+        trips.ended()
+    return trips.quantiles
 
 
 def round_trips_evented(sock: zmq.Socket[bytes], size: int, count: int, time_s: float) -> Quantiles:
     """Round trips with an `evented` echo: both ends wait in uvloop's epoll."""
-    times = uvloop.run(_ping(sock, size, count + _WARM_UP, time_s))
-    return Quantiles.of(times[_WARM_UP:] or times)
+    return uvloop.run(_ping(sock, size, Trips(count, time_s))).quantiles
 
 
-async def _ping(sock: zmq.Socket[bytes], size: int, count: int, time_s: float) -> list[float]:
+async def _ping(sock: zmq.Socket[bytes], size: int, trips: Trips) -> Trips:
     loop = asyncio.get_running_loop()
     done = loop.create_future()
     message = b"\xa5" * size
-    times: list[float] = []
-    began = end = 0.0
 
     def came(answer: bytes) -> None:
-        nonlocal began, end
-        now = time.perf_counter()
-        if answer == b"ready":
-            end = now + time_s  # only now: starting the other end takes longer than some measurements
-        else:
-            times.append(now - began)
-        if len(times) < count and now < end:
-            began = time.perf_counter()
+        trips.ended()
+        if trips.going:
+            trips.began()
             sock.send(message, zmq.DONTWAIT)
         elif not done.done():
             done.set_result(None)
 
     with _reading(sock, came):
-        sock.send(b"ready")
-        async with asyncio.timeout(START_TIMEOUT_S + time_s):
+        trips.began()
+        sock.send(message)
+        async with asyncio.timeout(WAIT_S):
             await done
-    return times
+    return trips
 
 
 @contextlib.contextmanager
@@ -224,7 +216,7 @@ def _compare() -> None:
             rates.append(bandwidth(send, receive, size, 0.3).bandwidth / 1e9)
     usual, wide = (" ".join(f"{rate:.2f}" for rate in rates[first::2]) for first in (0, 1))
     print(f"raw, the kernel's buffers as it likes, three times: {usual} GB/s; of 2 MiB: {wide} GB/s")
-    compare_with_raw("zmq", measure)
+    compare_with_raw("zmq", "baselines_zmq")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ import contextlib
 import dataclasses
 import signal
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -29,7 +28,7 @@ from zmqtasks.protocol.serialize import serialize
 from zmqtasks.security import ClusterKey, Security
 from zmqtasks.transports import get_transport
 
-from .figures import Burst, Figures, Plan, Quantiles
+from .figures import Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
 from .processes import Child, live_with_parent
 from .traffic import WAIT_S
@@ -110,14 +109,12 @@ async def _get_each(pool: DataPool, address: str, size: int, turns: Iterator[int
 
 
 async def _round_trips(pool: DataPool, address: str, size: int, plan: Plan) -> Quantiles:
-    await _get(pool, address, size)
-    times: list[float] = []
-    end = time.perf_counter() + plan.latency_s(size)
-    while len(times) < plan.round_trips and (not times or time.perf_counter() < end):
-        began = time.perf_counter()
+    trips = Trips(plan.round_trips, plan.latency_s(size))
+    while trips.going:
+        trips.began()
         await _get(pool, address, size)
-        times.append(time.perf_counter() - began)
-    return Quantiles.of(times)
+        trips.ended()
+    return trips.quantiles
 
 
 async def _bandwidth(pool: DataPool, address: str, size: int, time_s: float) -> Burst:

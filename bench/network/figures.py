@@ -19,6 +19,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from . import turns
+
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
 RATES = {
@@ -61,6 +63,8 @@ class Plan:
     rates: tuple[str, ...] = tuple(RATES)
     """The rates to measure; none while the GIL is held."""
     hold_gil: bool = False
+    in_turns: bool = False
+    """Whether others are measured at the same time, so that bursts have to wait for their turns (`turns`)."""
 
     def latency_s(self, size: int) -> float:
         """The time for round trips of messages of `size` bytes."""
@@ -110,11 +114,50 @@ class Figures:
     """See `RATES`; bytes/s or 1/s."""
 
 
+class Trips:
+    """The round trips of a latency figure: how many there are to be, and their times.
+
+    At most `count` for `time_s`, but two at least; the first few are not counted, nor is what the first one has waited for,
+    imports among it, of the time. They come all in one turn: for some time after a pause both ends sit on one processor,
+    which makes round trips shorter than they are in the long run.
+
+    Use: `trips = Trips(count, time_s)`, then `while trips.going: trips.began(); ...; trips.ended()`.
+    """
+
+    def __init__(self, count: int, time_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.going = True
+        self._count = count
+        self._warm_up = min(count // 10, 50) + 1
+        self._time_s = time_s
+        self._clock = clock
+        self._end = math.inf  # until the first is over
+        self._began = 0.0
+        self._times: list[float] = []
+
+    def began(self) -> None:
+        """The message is about to be sent."""
+        self._began = self._clock()
+
+    def ended(self) -> None:
+        """The message is back."""
+        now = self._clock()
+        if not self._times:
+            self._end = now + self._time_s
+        self._times.append(now - self._began)
+        done = len(self._times)
+        self.going = done < 2 or (done < self._count + self._warm_up and now < self._end)
+
+    @property
+    def quantiles(self) -> Quantiles:
+        """Of those that count."""
+        return Quantiles.of(self._times[self._warm_up if len(self._times) > 2 * self._warm_up else 1 :])
+
+
 class Burst:
     """How many messages the next burst of a bandwidth figure has, and what the bandwidth came to.
 
     Bursts grow until one takes half of `time_s` on a warm link. That one counts, and those after it, all together, for `time_s` at
-    least. A link is warm after twice that time, and after `_WARM_BYTES`.
+    least, large messages for longer. A link is warm after twice that time, and after `_WARM_BYTES`.
 
     Use: `burst = Burst(size, plan.time_s)`, then `while burst.going: burst.began(); ...; burst.ended()`, where the dots
     send `burst.count` messages and wait for the answer.
@@ -123,14 +166,16 @@ class Burst:
     MOST_MESSAGES = 1 << 20
     _SECOND_BURST_BYTES = 4 * MIB
     _WARM_BYTES = GIB
-    """Links speed up for the first GB or so; one that would take too long for that is warm after 8 times `time_s`."""
+    """Links speed up for the first GB or so, as their memory is new: where the system is slow to find pages, by a factor of ten."""
+    _WARM_S = 2.5
+    """Or 8 times `time_s`: then a link counts as warm that takes too long for that."""
     _FEWEST_MESSAGES = 8
-    """One message of 256 MiB is there in half the time of the next; but no more are sent after 5 times `time_s`."""
+    """Fewer count for 5 times `time_s`, and so do large messages: one of 256 MiB is there in half the time of the next."""
     _LONGEST_S = 5.0
     """For all after the first burst, which is over by then as well, or stays the only one. A first message of 1 GiB takes some
     seconds, in pages that are new: what is measured comes after it."""
 
-    def __init__(self, size_bytes: int, time_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, size_bytes: int, time_s: float, clock: Callable[[], float] = turns.clock) -> None:
         self.size_bytes = size_bytes
         self.count = 1
         self.going = True
@@ -145,7 +190,8 @@ class Burst:
         self._counted_s = 0.0
 
     def began(self) -> None:
-        """The first message of the burst is about to be sent."""
+        """The first message of the burst is about to be sent; waits for its turn."""
+        turns.take_turn()
         self._began = self._clock()
 
     def ended(self) -> None:
@@ -177,11 +223,11 @@ class Burst:
     def _is_warm(self, warming_s: float) -> bool:
         if self.size_bytes < self._SECOND_BURST_BYTES or self._warmed_bytes >= self._WARM_BYTES:
             return warming_s >= 2 * self._time_s
-        return warming_s >= 8 * self._time_s
+        return warming_s >= max(8 * self._time_s, self._WARM_S)
 
     def _is_enough(self) -> bool:
-        few = self._counted < self._FEWEST_MESSAGES and self._counted_s < 5 * self._time_s
-        return self._counted_s >= self._time_s and not few
+        few = self._counted < self._FEWEST_MESSAGES or self.size_bytes >= self._SECOND_BURST_BYTES
+        return self._counted_s >= self._time_s * (5 if few else 1)
 
     @property
     def bandwidth(self) -> float:

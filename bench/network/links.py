@@ -17,6 +17,7 @@ from .gil import holding_gil
 from .peer import Call, connects_per_s, link_settings
 from .processes import START_TIMEOUT_S, Child, MeasuringError, children
 from .traffic import Answerer, Caller, messages
+from .turns import BANDWIDTH, LATENCY, each_in_turn
 
 _PEER = f"{__package__}.peer"
 
@@ -34,9 +35,9 @@ async def _measure(scheme: str, secret: bytes | None, plan: Plan, figures: Figur
     async with _links(scheme, secret, plan, 1) as (caller,):
         if secret is not None and not caller.comm.encrypted:
             raise RuntimeError(f"a link by {scheme} was to be encrypted and is not")
-        for size in plan.latency_sizes:
+        for size in each_in_turn(LATENCY, plan.latency_sizes):
             figures.latency_us[size] = await caller.round_trips(size, plan.round_trips, plan.latency_s(size))
-        for size in plan.sizes:
+        for size in each_in_turn(BANDWIDTH, plan.sizes):
             figures.bandwidth[size] = (await caller.bandwidth(size, plan.time_s)).bandwidth
         rates = figures.rates
         if "messages_per_s" in plan.rates:

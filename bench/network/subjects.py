@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 from zmqtasks.errors import ZmqTasksError
@@ -80,6 +80,16 @@ def find_subjects(
             for encrypted in encryptions if encrypted_data else (False,):
                 found += _data_links(scheme, encrypted, compressions)
     return found, skipped
+
+
+def compared(measured: Sequence[Measured]) -> list[list[Measured]]:
+    """All of them: each baseline with the plain transports that it stands beside, whatever else there is by itself."""
+    groups: dict[str, list[Measured]] = {}
+    for each in measured:
+        subject = each.subject
+        beside = subject.baseline if subject.kind == "transport" and not each.task.encrypted else None
+        groups.setdefault(beside if beside in groups else subject.id, []).append(each)
+    return list(groups.values())
 
 
 def _place(scheme: str) -> int:

@@ -1,22 +1,27 @@
-"""Runs the suite on one machine: every subject in turn, round after round, into one document."""
+"""Runs the suite on one machine: every subject, round after round, into one document.
+
+A baseline and what it stands beside are measured together, burst by burst in turn (`turns`); the others one after the other.
+"""
 
 from __future__ import annotations
 
 import datetime
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 import msgspec
 import psutil
 
 from . import machine
 from .data_links import can_compress
-from .document import Report, Series, Skipped
+from .document import Report, Skipped
 from .figures import GIB, KIB, MIB, RATES, Plan
 from .processes import Child, MeasuringError
-from .subjects import Measured, find_subjects
+from .subjects import Measured, compared, find_subjects
+from .turns import Place
 from .wording import size_text
 from .worker import Answer
 
@@ -26,8 +31,8 @@ _QUICK_SIZES = (KIB, 64 * KIB, MIB, 64 * MIB)
 _DATA_SIZES = (64 * KIB, MIB, 16 * MIB, 64 * MIB)
 """Larger values come as fast as those of 64 MiB, and would take a third of the time of data links."""
 COMPRESSIONS = ("off", "auto", "lz4")
-_COPIES = 5
-"""Of one message that both ends and the kernel may hold at the same time, with some to spare."""
+_COPIES = 8
+"""Of one message that both ends of what is measured together, and the kernel, may hold at the same time, with some to spare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,63 +176,106 @@ def run(
 def _run_rounds(
     suite: Suite, measured: list[Measured], report: Report, stack: ExitStack, on_step: Callable[[Step], None]
 ) -> None:
-    runners = {each.subject.id: stack.enter_context(_Runner(each)) for each in measured}
-    turns = list(_turns(suite, measured))
-    for number, (round_number, each, plan) in enumerate(turns):
-        runner = runners[each.subject.id]
-        if runner.failed:
+    runners = {each.subject.id: stack.enter_context(Runner(each)) for each in measured}
+    shares = list(_shares(suite, measured))
+    for number, share in enumerate(shares):
+        together = [runner for each in share.measured if not (runner := runners[each.subject.id]).failed]
+        if not together:
             continue
-        held = ", GIL held" if plan.hold_gil else ""
-        on_step(Step(f"round {round_number + 1} of {suite.rounds}: {each.subject.name}{held}", number, len(turns)))
-        runner.measure(plan, each.subject.gil if plan.hold_gil else each.subject.idle)
-        if runner.failed:
-            report.skipped.append(Skipped(each.subject.id, runner.failed))
-        report.rounds = round_number + 1
-    on_step(Step("done", len(turns), len(turns)))
+        names = " beside ".join(runner.measured.subject.name for runner in together)
+        held = ", GIL held" if share.plan.hold_gil else ""
+        on_step(Step(f"round {share.round_number + 1} of {suite.rounds}: {names}{held}", number, len(shares)))
+        measure_together(together, share.plan)
+        report.skipped += [Skipped(runner.measured.subject.id, runner.failed) for runner in together if runner.failed]
+        report.rounds = share.round_number + 1
+    on_step(Step("done", len(shares), len(shares)))
 
 
-def _turns(suite: Suite, measured: list[Measured]) -> Iterator[tuple[int, Measured, Plan]]:
+class _Share(NamedTuple):
+    """What is measured together, in one round."""
+
+    round_number: int
+    measured: list[Measured]
+    plan: Plan
+
+
+def _shares(suite: Suite, measured: list[Measured]) -> Iterator[_Share]:
     """Every second round goes backwards, so that a machine that gets slower favours nobody."""
+    groups = compared(measured)
     for number in range(suite.rounds):
         plan = replace(suite.plan, rates=tuple(RATES) if number < suite.rate_rounds else ())
-        for each in measured if number % 2 == 0 else reversed(measured):
-            if each.subject.kind == "data":
+        for group in groups if number % 2 == 0 else reversed(groups):
+            if group[0].subject.kind == "data":
                 if number < suite.data_rounds:
-                    yield number, each, suite.data_plan
+                    yield _Share(number, group, suite.data_plan)
                 continue
-            yield number, each, plan
-            if number < suite.gil_rounds:
-                yield number, each, suite.gil_plan
+            yield _Share(number, group, plan)
+            if number < suite.gil_rounds:  # one by one: their threads would compute while they wait
+                yield from (_Share(number, [each], suite.gil_plan) for each in group)
 
 
-class _Runner:
+def measure_together(runners: Sequence[Runner], plan: Plan) -> None:
+    """One round of all of them, in turns if there are several."""
+    if len(runners) > 1:
+        plan = replace(plan, in_turns=True)
+    for runner in runners:
+        runner.begin(plan)
+    waiting = [runner for runner in runners if runner.place is not None]
+    while waiting:
+        runner = min(waiting, key=_place)  # the first of those that are least far
+        waiting.remove(runner)
+        runner.go_on()
+        if runner.place is not None:
+            waiting.append(runner)
+
+
+def _place(runner: Runner) -> Place:
+    assert runner.place is not None
+    return runner.place
+
+
+class Runner:
     """The process that measures one subject, through all rounds."""
 
     def __init__(self, measured: Measured) -> None:
-        self._measured = measured
+        self.measured = measured
         self._child: Child | None = None
+        self._plan = Plan()
+        self.place: Place | None = None
+        """Where it waits for its turn; None: the round is over."""
         self.failed = ""
         """Why there are no more figures of this subject."""
 
-    def measure(self, plan: Plan, series: Series) -> None:
-        """One round into `series`."""
+    def begin(self, plan: Plan) -> None:
+        """Starts a round, up to its first turn, if it waits for any, or to its end."""
+        self._plan = plan
         if self._child is None:
-            task = msgspec.json.encode(self._measured.task).decode()
+            task = msgspec.json.encode(self.measured.task).decode()
             self._child = Child(_WORKER, own_group=True, first_line=task)
+        self._tell(self._child, msgspec.json.encode(plan).decode())
+
+    def go_on(self) -> None:
+        """Up to its next turn, or to its end."""
+        assert self._child is not None
+        self._tell(self._child, "")
+
+    def _tell(self, child: Child, line: str) -> None:
+        self.place = None
         try:
-            self._child.write_line(msgspec.json.encode(plan).decode())
-            line = self._child.read_line(_longest_s(plan))
-            answer = msgspec.json.decode(line, type=Answer)
+            child.write_line(line)
+            answer = msgspec.json.decode(child.read_line(_longest_s(self._plan)), type=Answer)
         except (MeasuringError, msgspec.DecodeError) as exc:
             self.failed = str(exc)
         else:
             self.failed = answer.error
+            self.place = answer.waits_at
             if answer.figures is not None:
-                series.add(answer.figures)
+                subject = self.measured.subject
+                (subject.gil if self._plan.hold_gil else subject.idle).add(answer.figures)
         if self.failed:
-            self._child.kill()
+            child.kill()
 
-    def __enter__(self) -> _Runner:
+    def __enter__(self) -> Runner:
         return self
 
     def __exit__(self, *exc_info: object) -> None:

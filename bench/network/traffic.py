@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 import struct
-import time
 from typing import Any
 
 from zmqtasks.transports.base import Comm
 
-from .figures import MIB, Burst, Quantiles
+from .figures import MIB, Burst, Quantiles, Trips
 
 SWALLOW, LAST, ECHO, SOURCE, ANSWER, SOURCED, READ = range(7)
 """Let go of it; the last of a burst, answer it; send it back; send a burst yourself; that answer; the end of that burst;
@@ -104,24 +102,19 @@ class Caller:
     def __init__(self, comm: Comm) -> None:
         self.comm = comm
         self._expected: dict[int, asyncio.Future[None]] = {}
-        self._times: list[float] = []
-        self._trips_left = 0
-        self._began = self._end = self._time_s = 0.0
+        self._trips = Trips(0, 0.0)
         self._message: list[bytearray] = []
         comm.start(self)
 
     async def round_trips(self, size: int, count: int, time_s: float) -> Quantiles:
-        """At most `count` round trips, for about `time_s` after the first; the first few are not counted."""
-        warm_up = min(count // 10, 50) + 1
+        """Round trips as `Trips` has it."""
         self._message = [filled(size, ECHO)]
-        self._times, self._trips_left = [], count + warm_up
+        self._trips = Trips(count, time_s)
         done = self._expect(ECHO)
-        self._began = time.perf_counter()
-        self._time_s, self._end = time_s, math.inf
+        self._trips.began()
         self.comm.send(self._message)
         await _in_time(done)
-        counted = self._times[warm_up:] if len(self._times) > 2 * warm_up else self._times[1:] or self._times
-        return Quantiles.of(counted)
+        return self._trips.quantiles
 
     async def bandwidth(self, size: int, time_s: float, frames: int = 1) -> Burst:
         """Bursts of messages of `frames` frames of `size` bytes each."""
@@ -164,13 +157,9 @@ class Caller:
         if kind == SWALLOW:
             return
         if kind == ECHO:
-            now = time.perf_counter()
-            if not self._times:  # what the first one has waited for, imports among it, is not of the time
-                self._end = now + self._time_s
-            self._times.append(now - self._began)
-            self._trips_left -= 1
-            if self._trips_left > 0 and now < self._end:
-                self._began = time.perf_counter()
+            self._trips.ended()
+            if self._trips.going:
+                self._trips.began()
                 self.comm.send(self._message)
                 return
         expected = self._expected.pop(kind, None)

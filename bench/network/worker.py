@@ -1,7 +1,8 @@
 """The process in which one subject is measured: `python -m <this package>.worker`, driven through its pipes.
 
-The first line of standard input is a `Task`; each further one a `Plan`, answered by one line: an `Answer`. The progress
-bar of the suite, and the libraries of other subjects, are in other processes and disturb nothing here.
+The first line of standard input is a `Task`; each further one a `Plan`, answered by one line: an `Answer`. With a plan that
+is measured in turns (`turns`), there come answers that only say where it waits, and an empty line tells it to go on. The
+progress bar of the suite, and the libraries of other subjects, are in other processes and disturb nothing here.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import msgspec
 
 from zmqtasks.errors import ZmqTasksError
 
+from . import turns
 from .figures import Figures, Plan
 from .processes import MeasuringError
 
@@ -40,8 +42,10 @@ class Task(msgspec.Struct, kw_only=True):
 
 
 class Answer(msgspec.Struct, kw_only=True):
-    """What came of one round: figures, or a sentence that says why there are none."""
+    """What came of one round: figures, or a sentence that says why there are none; or neither yet."""
 
+    waits_at: turns.Place | None = None
+    """The round is not over: it goes on when it is its turn."""
     figures: Figures | None = None
     error: str = ""
     expected: bool = False
@@ -81,19 +85,27 @@ def main() -> int:
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is not taken for an answer
     task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
-    plans: queue.SimpleQueue[Plan] = queue.SimpleQueue()
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:
         for line in sys.stdin.buffer:
-            plans.put(msgspec.json.decode(line, type=Plan))
+            lines.put(line)
         os._exit(0)
+
+    def say(what: Answer) -> None:
+        out.write(msgspec.json.encode(what) + b"\n")
+        out.flush()
+
+    def wait(place: turns.Place) -> None:
+        say(Answer(waits_at=place))
+        lines.get()
 
     threading.Thread(target=read, name="reads-plans", daemon=True).start()
     while True:
-        plan = plans.get()
+        plan = msgspec.json.decode(lines.get(), type=Plan)
         signal.alarm(LONGEST_S)
-        out.write(msgspec.json.encode(answer(task, plan)) + b"\n")
-        out.flush()
+        turns.wait_by(wait if plan.in_turns else None)
+        say(answer(task, plan))
         signal.alarm(0)
 
 

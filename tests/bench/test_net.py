@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -18,11 +19,12 @@ from click.testing import CliRunner
 
 from bench.network.command import write
 from bench.network.data_links import CONTENTS, measure_data, value
-from bench.network.document import Report, Series, Subject, read_json
+from bench.network.document import Report, Subject, read_json
 from bench.network.figures import KIB, MIB, RATES, Plan
 from bench.network.links import measure_link
-from bench.network.subjects import Measured, find_subjects
-from bench.network.suite import Suite, _Runner, full, quick, run
+from bench.network.subjects import Measured, compared, find_subjects
+from bench.network.suite import Runner, Suite, full, measure_together, quick, run
+from bench.network.turns import BANDWIDTH
 from bench.network.worker import Task, answer
 from zmqtasks.cli.bench import bench
 from zmqtasks.errors import CommError
@@ -131,12 +133,54 @@ def test_a_peer_that_dies_ends_the_measurement():
 
 def test_what_cannot_be_measured_is_left_out_with_the_reason():
     subject = Subject(id="x", name="x", kind="transport")
-    with _Runner(Measured(subject, Task(scheme="tcp", encrypted=False, module="no_such_module"))) as runner:
-        runner.measure(PLAN, Series())
+    with Runner(Measured(subject, Task(scheme="tcp", encrypted=False, module="no_such_module"))) as runner:
+        measure_together([runner], PLAN)
         assert "not installed" in runner.failed
     said = answer(Task(scheme="nix"), PLAN)
     assert said.figures is None
     assert "no transport for 'nix'" in said.error
+
+
+def runners(stack: contextlib.ExitStack, *tasks: Task) -> list[Runner]:
+    subjects = [Subject(id=f"{number}", name="x", kind="transport") for number in range(len(tasks))]
+    return [stack.enter_context(Runner(Measured(*each))) for each in zip(subjects, tasks, strict=True)]
+
+
+def test_what_is_compared_is_measured_in_turns(monkeypatch):
+    """The same figure of all at the same time; who has no such figure, or breaks, holds nobody up."""
+    went_on = []
+    go_on = Runner.go_on
+
+    def noting(runner: Runner) -> None:
+        went_on.append((runner.place, runner))
+        go_on(runner)
+
+    monkeypatch.setattr(Runner, "go_on", noting)
+    with contextlib.ExitStack() as stack:
+        memcpy, tcp, broken = together = runners(
+            stack, Task(module="baseline_memcpy"), Task(scheme="tcp"), Task(module="no_such_module")
+        )
+        measure_together(together, replace(PLAN, rates=("messages_per_s",)))
+    assert broken.failed
+    assert not memcpy.failed
+    assert not tcp.failed
+    assert set(memcpy.measured.subject.idle.bandwidth) == set(tcp.measured.subject.idle.bandwidth) == {1, 64 * KIB}
+    assert list(tcp.measured.subject.idle.rates) == ["messages_per_s"]
+    places = [place for place, _ in went_on]
+    assert places == sorted(places)
+    for size in PLAN.sizes:
+        turns = [runner for (kind, of), runner in went_on if (kind, of) == (BANDWIDTH, size)]
+        last = min(len(turns) - 1 - turns[::-1].index(runner) for runner in (memcpy, tcp))
+        assert all(one is not other for one, other in itertools.pairwise(turns[: last + 1]))
+
+
+def test_plain_transports_share_the_turns_of_their_baselines():
+    measured, _ = find_subjects(("inproc", "shm", "tcp"), ("off", "lz4"))
+    groups = [[each.subject.id for each in group] for group in compared(measured)]
+    assert ["memcpy", "inproc", "shm"] in groups
+    assert ["raw-socket", "tcp"] in groups
+    assert sorted(itertools.chain(*groups)) == sorted(each.subject.id for each in measured)
+    assert all(len(group) == 1 for group in groups if group[0] not in ("memcpy", "raw-socket"))
 
 
 @pytest.mark.parametrize(("scheme", "baseline"), [("tcp", "raw-socket"), ("unix", "raw-unix"), ("zmq", "raw-pyzmq")])

@@ -16,6 +16,7 @@ from zmqtasks.testing.conformance import TransportConformance
 from zmqtasks.testing.conformance_base import ENCRYPTED, OPEN, ConformanceBase, end
 from zmqtasks.transports import Comm, LinkSettings, connect, get_transport
 from zmqtasks.transports.address import parse_host_port
+from zmqtasks.transports.buffer_pool import POOL
 from zmqtasks.transports.stream import GOODBYE, PREAMBLE
 from zmqtasks.transports.ucx import library
 from zmqtasks.transports.ucx.wire import pack_large, pack_offer
@@ -99,6 +100,29 @@ class TestLarge(ConformanceBase):
                     theirs.resume_receiving()
                 assert isinstance(await there.wait_end(), CommClosedError)
                 await closing
+
+        self.run(test())
+
+    @pytest.mark.parametrize(("size", "messages_in_memory"), [(16 * MIB, 2), (96 * MIB, 1)])
+    def test_large_messages_do_not_take_memory_twice(self, size: int, messages_in_memory: int) -> None:
+        """What is behind one is read ahead if that is of some use."""
+
+        async def test() -> None:
+            lent: list[int] = []
+            async with self.link() as (ours, theirs):
+                await introduced(ours, theirs)
+
+                def came(frames: list[memoryview]) -> None:
+                    lent.append(POOL.statistics().lent_bytes)
+                    frames.clear()
+
+                there = Recorder(theirs, came)
+                before = POOL.statistics().lent_bytes
+                sent = bytes(size)
+                for _ in range(4):
+                    ours.send([sent])
+                await there.wait_messages(4)
+                assert (max(lent) - before) // size == messages_in_memory
 
         self.run(test())
 

@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from zmqtasks.errors import CommBrokenError, CommClosedError, CommError, RemoteProtocolError
-from zmqtasks.protocol.frames import HELLO_LIMITS, Frames, Limits
+from zmqtasks.protocol.frames import HELLO_LIMITS, MIB, Frames, Limits
 from zmqtasks.transports.base import LinkSettings
 from zmqtasks.transports.lifecycle import _no_handler
 from zmqtasks.transports.stream import pack_message
@@ -41,6 +41,8 @@ _TCP_ESTABLISHED = 1
 
 _AHEAD = 2
 """Messages that are read of the stream before the first of them is whole."""
+_AHEAD_BYTES = 64 * MIB
+"""Behind a larger one none is: it would have memory of its own, and be there a few per cent sooner."""
 
 
 @dataclass(slots=True)
@@ -50,6 +52,8 @@ class _Incoming:
     frames: list[memoryview]
     missing: int
     """Its chunks that have not come."""
+    size: int
+    """Bytes of all its chunks."""
 
 
 class UcxComm(TcpComm):
@@ -203,7 +207,7 @@ class UcxComm(TcpComm):
             super()._hand_over(frames)
             return
         missing = [chunk for frame in large for chunk in chunks(frame)]
-        message = _Incoming(frames, len(missing))
+        message = _Incoming(frames, len(missing), sum(chunk.nbytes for chunk in missing))
         if missing:
             if self._worker is None:
                 self._end(RemoteProtocolError(f"{self.peer_address} sent frames by UCX, which was not offered"))
@@ -213,9 +217,13 @@ class UcxComm(TcpComm):
         if len(self._incoming) == 1:
             self._quiet = 0
             self._asking = self._loop.call_later(_ASK_S, self._ask)
-        if len(self._incoming) == _AHEAD:
+        if not self._reads_ahead:
             self._delivering = False
             self._pause_reading()
+
+    @property
+    def _reads_ahead(self) -> bool:
+        return len(self._incoming) < _AHEAD and all(message.size <= _AHEAD_BYTES for message in self._incoming)
 
     def _received(self, message: _Incoming, size: int, error: Exception | None) -> None:
         if self._dropped:
@@ -243,7 +251,7 @@ class UcxComm(TcpComm):
         if self._last is not None:
             if not self._incoming:
                 self._end(self._last)
-        elif not self._delivering and len(self._incoming) < _AHEAD:
+        elif not self._delivering and self._reads_ahead:
             self._delivering = True
             self._delivery_changed()
 

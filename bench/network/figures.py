@@ -117,20 +117,20 @@ class Figures:
 class Trips:
     """The round trips of a latency figure: how many there are to be, and their times.
 
-    At most `count` for `time_s`, but two at least; the first few are not counted, nor is what the first one has waited for,
-    imports among it, of the time. They come all in one turn: for some time after a pause both ends sit on one processor,
-    which makes round trips shorter than they are in the long run.
+    At most `count` for `time_s`, but one at least. What begins in the first `WARM_S` after the first is not counted: for up to
+    0.1 s after a pause both ends sit on one processor, which makes round trips two to four times as fast as they stay.
 
     Use: `trips = Trips(count, time_s)`, then `while trips.going: trips.began(); ...; trips.ended()`.
     """
 
+    WARM_S = 0.2
+
     def __init__(self, count: int, time_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
         self.going = True
         self._count = count
-        self._warm_up = min(count // 10, 50) + 1
         self._time_s = time_s
         self._clock = clock
-        self._end = math.inf  # until the first is over
+        self._warm_from = math.inf  # until the first is over, which may have waited for imports
         self._began = 0.0
         self._times: list[float] = []
 
@@ -141,16 +141,16 @@ class Trips:
     def ended(self) -> None:
         """The message is back."""
         now = self._clock()
-        if not self._times:
-            self._end = now + self._time_s
-        self._times.append(now - self._began)
-        done = len(self._times)
-        self.going = done < 2 or (done < self._count + self._warm_up and now < self._end)
+        if self._began >= self._warm_from:
+            self._times.append(now - self._began)
+            self.going = len(self._times) < self._count and now < self._warm_from + self._time_s
+        elif self._warm_from == math.inf:
+            self._warm_from = now + self.WARM_S
 
     @property
     def quantiles(self) -> Quantiles:
         """Of those that count."""
-        return Quantiles.of(self._times[self._warm_up if len(self._times) > 2 * self._warm_up else 1 :])
+        return Quantiles.of(self._times)
 
 
 class Burst:

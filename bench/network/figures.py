@@ -157,7 +157,7 @@ class Burst:
     """How many messages the next burst of a bandwidth figure has, and what the bandwidth came to.
 
     Bursts grow until one takes half of `time_s` on a warm link. That one counts, and those after it, all together, for `time_s` at
-    least, large messages for longer. A link is warm after twice that time, and after `_WARM_BYTES`.
+    least, large messages for longer. A link is warm after twice that time, large messages after more (`_is_warm`).
 
     Use: `burst = Burst(size, plan.time_s)`, then `while burst.going: burst.began(); ...; burst.ended()`, where the dots
     send `burst.count` messages and wait for the answer.
@@ -166,9 +166,9 @@ class Burst:
     MOST_MESSAGES = 1 << 20
     _SECOND_BURST_BYTES = 4 * MIB
     _WARM_BYTES = GIB
-    """Links speed up for the first GB or so, as their memory is new: where the system is slow to find pages, by a factor of ten."""
-    _WARM_S = 2.5
-    """Or 8 times `time_s`: then a link counts as warm that takes too long for that."""
+    """Links speed up for the first GB or so; one that would take too long for that is warm after 8 times `time_s`."""
+    _WARM_MESSAGES = 4
+    """But not before these: while receive buffers are new it may take ten times as long, where the system is slow to find pages."""
     _FEWEST_MESSAGES = 8
     """Fewer count for 5 times `time_s`, and so do large messages: one of 256 MiB is there in half the time of the next."""
     _LONGEST_S = 5.0
@@ -185,7 +185,7 @@ class Burst:
         self._end = -math.inf  # until the first burst is over
         self._began = 0.0
         self._warming_since = math.inf  # until the first burst is over
-        self._warmed_bytes = 0
+        self._warmed = 0  # messages, but for the first burst
         self._counted = 0
         self._counted_s = 0.0
 
@@ -208,7 +208,7 @@ class Burst:
                 return
         late = now >= self._end
         warm = self._is_warm(self._began - self._warming_since)
-        self._warmed_bytes += self.count * self.size_bytes
+        self._warmed += self.count
         short = elapsed_s < self._time_s / 2 and self.count < self.MOST_MESSAGES
         if short and not late and not self._counted:
             self.count = min(
@@ -221,9 +221,10 @@ class Burst:
         self.going = not late and not self._is_enough()
 
     def _is_warm(self, warming_s: float) -> bool:
-        if self.size_bytes < self._SECOND_BURST_BYTES or self._warmed_bytes >= self._WARM_BYTES:
+        if self.size_bytes < self._SECOND_BURST_BYTES:
             return warming_s >= 2 * self._time_s
-        return warming_s >= max(8 * self._time_s, self._WARM_S)
+        enough = self._warmed * self.size_bytes >= self._WARM_BYTES
+        return self._warmed >= self._WARM_MESSAGES and warming_s >= self._time_s * (2 if enough else 8)
 
     def _is_enough(self) -> bool:
         few = self._counted < self._FEWEST_MESSAGES or self.size_bytes >= self._SECOND_BURST_BYTES

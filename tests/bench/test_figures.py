@@ -56,8 +56,10 @@ def test_several_large_messages_count_once_the_link_is_warm():
         "the first, a GiB in which the link gets warm, and what counts for 5 times 0.1 s"
     )
     assert burst.messages_per_s == pytest.approx(1 / 0.06)
-    burst, counts = spent(64 * MIB, 0.05, lambda number: 0.5 if number <= 1 + 5 else 0.3)
-    assert counts == [1] * (1 + 5 + 1), "a slow link is warm after 2.5 s"
+    _, counts = spent(64 * MIB, 0.05, lambda number: 0.06)
+    assert counts == [1] * (1 + 7 + 5), "a slow link is warm after 8 times 50 ms, and measured for 5 times that"
+    burst, counts = spent(64 * MIB, 0.05, lambda number: 0.6 if number <= 1 + 4 else 0.3)
+    assert counts == [1] * (1 + 4 + 1), "but not before some messages have come"
     assert burst.messages_per_s == pytest.approx(1 / 0.3)
 
 

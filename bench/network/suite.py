@@ -204,7 +204,7 @@ def _shares(suite: Suite, measured: list[Measured]) -> Iterator[_Share]:
     groups = compared(measured)
     for number in range(suite.rounds):
         plan = replace(suite.plan, rates=tuple(RATES) if number < suite.rate_rounds else ())
-        for group in groups if number % 2 == 0 else reversed(groups):
+        for group in groups if number % 2 == 0 else [group[::-1] for group in reversed(groups)]:
             if group[0].subject.kind == "data":
                 if number < suite.data_rounds:
                     yield _Share(number, group, suite.data_plan)

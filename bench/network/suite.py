@@ -66,7 +66,7 @@ def quick(
     rounds: int | None = None,
     compressions: Collection[str] | None = None,
 ) -> Suite:
-    """Two or three minutes: enough to see what is what, not to see some per cent."""
+    """Some five minutes for all transports: enough to see what is what, not to see some per cent."""
     wanted = sizes or _QUICK_SIZES
     plan = Plan(sizes=_fitting(wanted), latency_sizes=(1, 64 * KIB), time_s=0.04, tail_s=0.4, peers=peers or 2)
     count = rounds or 3
@@ -89,7 +89,7 @@ def full(
     rounds: int | None = None,
     compressions: Collection[str] | None = None,
 ) -> Suite:
-    """Some 20 minutes for all transports and settings."""
+    """Some 25 minutes for all transports and settings."""
     latency_sizes = (1, KIB, 16 * KIB, 256 * KIB, 4 * MIB)
     wanted = sizes or _SIZES
     plan = Plan(

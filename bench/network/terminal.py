@@ -38,7 +38,7 @@ _FEW_STEPS = 3
 
 @contextmanager
 def progress(console: Console, clock: Callable[[], float] = time.monotonic) -> Iterator[Callable[[Step], None]]:
-    """A progress bar on a terminal, gone in the end; elsewhere lines on standard error: a run takes up to 20 minutes."""
+    """A progress bar on a terminal, gone in the end; elsewhere lines on standard error: a run takes up to 25 minutes."""
     began = clock()
     if not console.is_terminal:
         yield _lines(clock)

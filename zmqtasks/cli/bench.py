@@ -63,7 +63,7 @@ def bench() -> None:
 
 
 @bench.command()
-@click.option("--quick", is_flag=True, help="Two or three minutes, to see what is what.")
+@click.option("--quick", is_flag=True, help="Some five minutes, to see what is what.")
 @click.option("--transports", callback=_listed, metavar="LIST", help="Only these: tcp,zmq (default: all).")
 @click.option(
     "--sizes",

@@ -118,7 +118,7 @@ class Trips:
     """The round trips of a latency figure: how many there are to be, and their times.
 
     At most `count` for `time_s`, but one at least. What begins in the first `WARM_S` after the first is not counted: for up to
-    0.1 s after a pause both ends sit on one processor, which makes round trips two to four times as fast as they stay.
+    0.1 s after a pause both ends sit on one processor, which makes round trips faster than they stay.
 
     Use: `trips = Trips(count, time_s)`, then `while trips.going: trips.began(); ...; trips.ended()`.
     """

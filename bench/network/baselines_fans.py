@@ -16,7 +16,7 @@ import sys
 import time
 
 from .figures import BULK_BYTES, KIB, SMALL_BYTES, Burst, Plan
-from .processes import START_TIMEOUT_S, Child, children, live_with_parent
+from .processes import START_TIMEOUT_S, Child, children, live_with_parent, read_first_line
 from .raw_sockets import accept, address_of, connect, receive, serve
 
 _COMMAND = struct.Struct("<QQQ")  # size of a message, how many come, how many to send
@@ -164,7 +164,7 @@ def _connect_once(address: int | str, message: bytes) -> None:
 
 def main() -> None:
     """The other end."""
-    call = json.loads(sys.stdin.buffer.readline())
+    call = json.loads(read_first_line())
     live_with_parent()
     if sys.argv[1] == "connect":
         print(_connect_for(call["address"], call["time_s"]), flush=True)

@@ -26,7 +26,7 @@ import uvloop
 from . import baselines_fans
 from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
-from .processes import Child, live_with_parent
+from .processes import Child, live_with_parent, read_first_line
 from .raw_sockets import accept, address_of, connect, receive, serve
 from .traffic import WAIT_S
 from .turns import BANDWIDTH, LATENCY, each_in_turn
@@ -203,7 +203,7 @@ async def _answer_evented(sock: socket.socket, size: int) -> None:
 
 
 def _answer() -> None:
-    call = json.loads(sys.stdin.buffer.readline())
+    call = json.loads(read_first_line())
     live_with_parent()
     with holding_gil(call["hold_gil"]), connect(call["address"]) as sock:
         if call["mode"] == "blocking":

@@ -30,7 +30,7 @@ from zmqtasks.transports.ucx.wire import chunks
 
 from .figures import SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
-from .processes import START_TIMEOUT_S, Child, MeasuringError, live_with_parent
+from .processes import START_TIMEOUT_S, Child, MeasuringError, live_with_parent, read_first_line
 from .traffic import WAIT_S
 from .turns import BANDWIDTH, LATENCY, each_in_turn
 
@@ -251,7 +251,7 @@ async def _echo(end: _End, size: int) -> None:
 
 
 def _answer() -> None:
-    call = json.loads(sys.stdin.buffer.readline())
+    call = json.loads(read_first_line())
     live_with_parent()
     end = _End()
     end.connect(bytes.fromhex(call["address"]))

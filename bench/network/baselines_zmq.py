@@ -22,7 +22,7 @@ import zmq
 
 from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
-from .processes import START_TIMEOUT_S, Child, live_with_parent
+from .processes import START_TIMEOUT_S, Child, live_with_parent, read_first_line
 from .traffic import WAIT_S
 from .turns import BANDWIDTH, LATENCY, each_in_turn
 
@@ -185,7 +185,7 @@ async def _echo_evented(sock: zmq.Socket[bytes]) -> None:
 
 
 def _answer() -> None:
-    call = json.loads(sys.stdin.buffer.readline())
+    call = json.loads(read_first_line())
     live_with_parent()
     with holding_gil(call["hold_gil"]), zmq.Context() as context:
         kinds = (zmq.PULL, zmq.PUSH) if call["mode"] == "sink" else (zmq.DEALER,)

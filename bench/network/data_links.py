@@ -10,8 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-import signal
-import sys
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -30,7 +28,7 @@ from zmqtasks.transports import get_transport
 
 from .figures import Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
-from .processes import Child, live_with_parent
+from .processes import Child, live_with_parent, read_first_line
 from .traffic import WAIT_S
 
 _MODULE = f"{__package__}.data_links"
@@ -168,9 +166,8 @@ async def _hold(holder: Holder) -> None:
 
 def main() -> None:
     """Holds values until standard input ends."""
-    holder = msgspec.json.decode(sys.stdin.buffer.readline(), type=Holder)
+    holder = msgspec.json.decode(read_first_line(), type=Holder)
     live_with_parent()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     with holding_gil(holder.hold_gil):
         uvloop.run(_hold(holder))
 

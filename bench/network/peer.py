@@ -17,7 +17,7 @@ from zmqtasks.protocol.frames import DATA_LIMITS
 from zmqtasks.transports import Comm, Encryption, LinkSettings, connect
 
 from .gil import holding_gil
-from .processes import live_with_parent
+from .processes import live_with_parent, read_first_line
 from .traffic import ECHO, WAIT_S, Answerer
 
 
@@ -82,7 +82,7 @@ async def _answer_calls(call: Call) -> None:
 
 def main() -> int:
     """Plays the other end."""
-    call = msgspec.json.decode(sys.stdin.buffer.readline(), type=Call)
+    call = msgspec.json.decode(read_first_line(), type=Call)
     live_with_parent()
     with holding_gil(call.hold_gil):
         try:

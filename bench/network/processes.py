@@ -41,20 +41,19 @@ class Child:
         self._buffer = b""
         environment = dict(os.environ)
         non_temporal.set_for_child(environment)
-        with _deaf_to_termination():
-            self._process: subprocess.Popen[bytes] = subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
-                env=environment,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                process_group=0 if own_group else None,
-            )
-        try:
+        with contextlib.ExitStack() as undo:
+            with _interruptions_held():
+                self._process: subprocess.Popen[bytes] = subprocess.Popen(
+                    [sys.executable, "-m", module, *arguments],
+                    env=environment,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    process_group=0 if own_group else None,
+                )
+                undo.callback(self.kill)
             if first_line:
                 self.write_line(first_line)
-        except BaseException:
-            self.kill()
-            raise
+            undo.pop_all()
 
     @property
     def pid(self) -> int:
@@ -96,13 +95,13 @@ class Child:
 
     def kill(self) -> None:
         """Ends the child at once and waits for it; idempotent."""
-        with contextlib.suppress(BrokenPipeError):
-            self._stdin.close()
         with contextlib.suppress(ProcessLookupError):
             if self._own_group:
                 os.killpg(self._process.pid, signal.SIGKILL)  # also what it started, even when it has ended itself
             else:
                 self._process.kill()
+        with contextlib.suppress(BrokenPipeError):
+            self._stdin.close()
         self._process.wait(timeout=30)
         self._stdout.close()
 
@@ -131,22 +130,38 @@ def children(count: int, module: str, *arguments: str, first_line: str = "") -> 
 
 
 @contextlib.contextmanager
-def _deaf_to_termination() -> Iterator[None]:
-    """What is started meanwhile never gets SIGTERM: a batch system sends that to all processes of a job, and their end is the
-    parent's to say, who would take an early one for a fault."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+def _interruptions_held() -> Iterator[None]:
+    """Ctrl-C and SIGTERM come when the block is left, so that no process is started and then forgotten. What is started in it
+    never gets them: a batch system sends SIGTERM to all processes of a job, and their end is the parent's to say, who would
+    take an early one for a fault."""
+    held = (signal.SIGINT, signal.SIGTERM)
+    came: list[int] = []
     try:
-        yield
+        with contextlib.ExitStack() as restore:
+            if (
+                threading.current_thread() is threading.main_thread()
+            ):  # whichever thread gets a signal, this one handles it
+                for each in held:
+                    before = signal.signal(each, lambda number, frame: came.append(number))
+                    restore.callback(signal.signal, each, before)
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, held)  # which is what a child inherits
+            restore.callback(signal.pthread_sigmask, signal.SIG_SETMASK, mask)
+            yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextlib.contextmanager
 def terminated_as_interrupted() -> Iterator[None]:
-    """The first SIGTERM (the end of a job's time, say) does what Ctrl-C does meanwhile, and further ones nothing: a batch system
-    may send some, and what is written then is what the job was for. Only in the main thread, as Ctrl-C does."""
+    """The first SIGTERM (the end of a job's time, say) does what Ctrl-C does meanwhile, and further ones nothing, until the
+    process has ended: a batch system may send some, and what is written then is what the job was for. Only in the main
+    thread, as Ctrl-C does."""
+    came = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -157,7 +172,16 @@ def terminated_as_interrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        if not came:
+            signal.signal(signal.SIGTERM, before)
+
+
+def read_first_line() -> bytes:
+    """In a child: the line that the parent gives it at once; the process ends, with success, if there will be none."""
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):  # the parent was interrupted, or killed
+        raise SystemExit(0)
+    return line
 
 
 def live_with_parent(longest_s: float = 600.0) -> None:

@@ -21,7 +21,7 @@ from zmqtasks.errors import ZmqTasksError
 
 from . import turns
 from .figures import Figures, Plan
-from .processes import MeasuringError
+from .processes import MeasuringError, read_first_line
 
 LONGEST_S = 900
 """Of one round of one subject; then the process ends, whatever it waits for."""
@@ -84,7 +84,7 @@ def main() -> int:
     """Measures until standard input ends, and ends with it also in the midst of a round."""
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints is not taken for an answer
-    task = msgspec.json.decode(sys.stdin.buffer.readline(), type=Task)
+    task = msgspec.json.decode(read_first_line(), type=Task)
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
 
     def read() -> None:

@@ -18,6 +18,7 @@ from zmqtasks.security import KEY_FILE_VARIABLE
 
 from .figures import BULK_BYTES, SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
+from .placement import apart
 from .processes import START_TIMEOUT_S, Child, live_with_parent
 from .traffic import ANSWER, ECHO, LAST, SWALLOW, WAIT_S, filled
 
@@ -60,8 +61,9 @@ async def _measure(address: str, plan: Plan, figures: Figures) -> None:
             async with asyncio.timeout(START_TIMEOUT_S):
                 comm = await arrived
             try:
-                for size in plan.latency_sizes:
-                    figures.latency_us[size] = await _round_trips(comm, size, plan)
+                with apart():
+                    for size in plan.latency_sizes:
+                        figures.latency_us[size] = await _round_trips(comm, size, plan)
                 for size in plan.sizes:
                     figures.bandwidth[size] = (await _bandwidth(comm, size, plan.time_s)).bandwidth
                 if "messages_per_s" in plan.rates:

@@ -26,6 +26,7 @@ import uvloop
 from . import baselines_fans
 from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
+from .placement import apart
 from .processes import Child, live_with_parent, read_first_line
 from .raw_sockets import accept, address_of, connect, receive, serve
 from .traffic import WAIT_S
@@ -50,14 +51,15 @@ def _measure(scheme: str, plan: Plan) -> Figures:
     figures = Figures(f"raw {scheme} socket")
     with holding_gil(plan.hold_gil):
         for size in each_in_turn(LATENCY, plan.latency_sizes):
-            with _connection(scheme, "evented", plan.hold_gil, size) as sock:
+            with _connection(scheme, "evented", plan.hold_gil, size) as sock, apart():
                 figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, plan.latency_s(size))
         with _connection(scheme, "blocking", plan.hold_gil) as sock:
             for size in each_in_turn(BANDWIDTH, plan.sizes):
                 figures.bandwidth[size] = bandwidth(sock, size, plan.time_s).bandwidth
             if "messages_per_s" in plan.rates:
                 figures.rates["messages_per_s"] = bandwidth(sock, SMALL_BYTES, plan.time_s).messages_per_s
-            blocking = round_trips_blocking(sock, plan.latency_sizes[0], plan.round_trips, plan.time_s)
+            with apart():
+                blocking = round_trips_blocking(sock, plan.latency_sizes[0], plan.round_trips, plan.time_s)
             figures.settings["blocking_round_trip_us"] = blocking.p50
         figures.rates.update(baselines_fans.rates(scheme, plan))
     return figures

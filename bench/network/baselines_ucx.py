@@ -30,6 +30,7 @@ from zmqtasks.transports.ucx.wire import chunks
 
 from .figures import SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
+from .placement import apart
 from .processes import START_TIMEOUT_S, Child, MeasuringError, live_with_parent, read_first_line
 from .traffic import WAIT_S
 from .turns import BANDWIDTH, LATENCY, each_in_turn
@@ -97,7 +98,7 @@ def measure(plan: Plan) -> Figures:
     figures = Figures("raw ucxx")
     with holding_gil(plan.hold_gil):
         for size in each_in_turn(LATENCY, plan.latency_sizes):
-            with _ends("evented", plan.hold_gil, size) as end:
+            with _ends("evented", plan.hold_gil, size) as end, apart():
                 figures.latency_us[size] = round_trips_evented(end, size, plan.round_trips, plan.latency_s(size))
         with _ends("blocking", plan.hold_gil) as end:
             figures.settings["transports"] = ",".join(sorted(library.active_transports()))
@@ -105,7 +106,8 @@ def measure(plan: Plan) -> Figures:
                 figures.bandwidth[size] = bandwidth(end, size, plan.time_s).bandwidth
             if "messages_per_s" in plan.rates:
                 figures.rates["messages_per_s"] = bandwidth(end, SMALL_BYTES, plan.time_s).messages_per_s
-            polling = round_trips_polling(end, plan.latency_sizes[0], plan.round_trips, plan.time_s)
+            with apart():
+                polling = round_trips_polling(end, plan.latency_sizes[0], plan.round_trips, plan.time_s)
             figures.settings["polling_round_trip_us"] = polling.p50
     return figures
 

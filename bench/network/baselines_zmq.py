@@ -22,6 +22,7 @@ import zmq
 
 from .figures import KIB, MIB, SMALL_BYTES, Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
+from .placement import apart
 from .processes import START_TIMEOUT_S, Child, live_with_parent, read_first_line
 from .traffic import WAIT_S
 from .turns import BANDWIDTH, LATENCY, each_in_turn
@@ -35,7 +36,7 @@ def measure(plan: Plan) -> Figures:
     figures = Figures("raw pyzmq")
     with holding_gil(plan.hold_gil):
         for size in each_in_turn(LATENCY, plan.latency_sizes):
-            with _ends("evented", plan.hold_gil) as (sock, _):
+            with _ends("evented", plan.hold_gil) as (sock, _), apart():
                 figures.latency_us[size] = round_trips_evented(sock, size, plan.round_trips, plan.latency_s(size))
         for size in each_in_turn(BANDWIDTH, plan.sizes):
             with _ends("sink", plan.hold_gil, size) as (send, receive):
@@ -44,7 +45,7 @@ def measure(plan: Plan) -> Figures:
             with _ends("sink", plan.hold_gil, SMALL_BYTES) as (send, receive):
                 burst = bandwidth(send, receive, SMALL_BYTES, plan.time_s)
                 figures.rates["messages_per_s"] = burst.messages_per_s
-        with _ends("echo", plan.hold_gil) as (sock, _):
+        with _ends("echo", plan.hold_gil) as (sock, _), apart():
             blocking = round_trips_blocking(sock, plan.latency_sizes[0], plan.round_trips, plan.time_s)
             figures.settings["blocking_round_trip_us"] = blocking.p50
     return figures

@@ -28,6 +28,7 @@ from zmqtasks.transports import get_transport
 
 from .figures import Burst, Figures, Plan, Quantiles, Trips
 from .gil import holding_gil
+from .placement import apart
 from .processes import Child, live_with_parent, read_first_line
 from .traffic import WAIT_S
 
@@ -86,8 +87,9 @@ async def _measure(scheme: str, settings: dict[str, str], plan: Plan, figures: F
         config = _config(holder.compression)
         pool = DataPool(security=security, config=config, instance_id=new_instance_id(), name="asks")
         try:
-            for size in plan.latency_sizes:
-                figures.latency_us[size] = await _round_trips(pool, address, size, plan)
+            with apart():
+                for size in plan.latency_sizes:
+                    figures.latency_us[size] = await _round_trips(pool, address, size, plan)
             for size in plan.sizes:
                 figures.bandwidth[size] = (await _bandwidth(pool, address, size, plan.time_s)).bandwidth
         finally:

@@ -15,7 +15,6 @@ With `plan.hold_gil` a thread in the processes of both ends computes in pure Pyt
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -117,35 +116,47 @@ class Figures:
 class Trips:
     """The round trips of a latency figure: how many there are to be, and their times.
 
-    At most `count` for `time_s`, but one at least. What begins in the first `WARM_S` after the first is not counted: for up to
-    0.1 s after a pause both ends sit on one processor, which makes round trips faster than they stay.
+    At most `count` for `time_s`, but one at least. Those that are compared take turns (`turns`), as processors are slower at
+    some times than at others; what begins in the first `COLD_S` of a turn is not counted.
 
     Use: `trips = Trips(count, time_s)`, then `while trips.going: trips.began(); ...; trips.ended()`.
     """
 
-    WARM_S = 0.2
+    TURN_S = 0.05
+    COLD_S = 0.01
 
-    def __init__(self, count: int, time_s: float, clock: Callable[[], float] = time.perf_counter) -> None:
+    def __init__(self, count: int, time_s: float, clock: Callable[[], float] = turns.clock) -> None:
         self.going = True
         self._count = count
         self._time_s = time_s
         self._clock = clock
         self._warm_from = math.inf  # until the first is over, which may have waited for imports
+        self._turn_ends = math.inf
+        self._end = math.inf
         self._began = 0.0
         self._times: list[float] = []
 
     def began(self) -> None:
-        """The message is about to be sent."""
+        """The message is about to be sent; waits when it is the turn of others."""
         self._began = self._clock()
+        if self._began >= self._turn_ends and turns.take_turn():
+            self._began = self._clock()
+            self._begin_turn(self._began)
 
     def ended(self) -> None:
         """The message is back."""
         now = self._clock()
         if self._began >= self._warm_from:
             self._times.append(now - self._began)
-            self.going = len(self._times) < self._count and now < self._warm_from + self._time_s
+            self._turn_ends = self._warm_from + self.TURN_S
+            self.going = len(self._times) < self._count and now < self._end
         elif self._warm_from == math.inf:
-            self._warm_from = now + self.WARM_S
+            self._begin_turn(now)
+            self._end = self._warm_from + self._time_s
+
+    def _begin_turn(self, now: float) -> None:
+        self._warm_from = now + self.COLD_S
+        self._turn_ends = math.inf  # until one has counted, however long they take
 
     @property
     def quantiles(self) -> Quantiles:

@@ -15,6 +15,7 @@ from zmqtasks.transports import Comm, connect, get_transport, listen
 from .figures import BULK_BYTES, READ_BYTES, SMALL_BYTES, Burst, Figures, Plan
 from .gil import holding_gil
 from .peer import Call, connects_per_s, link_settings
+from .placement import apart
 from .processes import START_TIMEOUT_S, Child, MeasuringError, children
 from .traffic import Answerer, Caller, messages
 from .turns import BANDWIDTH, LATENCY, each_in_turn
@@ -36,7 +37,8 @@ async def _measure(scheme: str, secret: bytes | None, plan: Plan, figures: Figur
         if secret is not None and not caller.comm.encrypted:
             raise RuntimeError(f"a link by {scheme} was to be encrypted and is not")
         for size in each_in_turn(LATENCY, plan.latency_sizes):
-            figures.latency_us[size] = await caller.round_trips(size, plan.round_trips, plan.latency_s(size))
+            with apart():
+                figures.latency_us[size] = await caller.round_trips(size, plan.round_trips, plan.latency_s(size))
         for size in each_in_turn(BANDWIDTH, plan.sizes):
             figures.bandwidth[size] = (await caller.bandwidth(size, plan.time_s)).bandwidth
         rates = figures.rates

@@ -1,10 +1,10 @@
 """Subjects that are compared take turns: what disturbs the machine for some seconds disturbs all of them.
 
 Each is measured in a process of its own (`worker`), and only one of these computes at a time: it goes on until it comes to
-the next figure, or to the next burst of one, says how far it is, and waits until it is told to go on. The suite tells that
-to whoever is least far, in turn where some are equally far (`suite`). So the same figure of all of them is taken one right
-after the other, and bandwidths at the same time, in bursts of up to a tenth of a second. All measure the figures that they
-have in the same order: latency by size, bandwidth by size, all else.
+the next figure, or within one to its next burst, or to the end of a run of round trips; then it says how far it is, and waits
+until it is told to go on. The suite tells that to whoever is least far, in turn where some are equally far (`suite`). So the
+same figure of all of them is taken at the same time, in pieces of up to a tenth of a second. All measure the figures that they have
+in the same order: latency by size, bandwidth by size, all else.
 
 Nothing of this happens until `wait_by` is called; then a figure waits where it stands.
 """
@@ -49,13 +49,15 @@ def each_in_turn(kind: int, sizes: Sequence[int]) -> Iterator[int]:
     _place = Place(REST)
 
 
-def take_turn() -> None:
-    """Waits until this process is to go on; blocks the thread, and so the event loop."""
+def take_turn() -> bool:
+    """Waits until this process is to go on; blocks the thread, and so the event loop. False: there is nobody to wait for."""
     global _waited_s
-    if _wait is not None:
-        began = time.perf_counter()
-        _wait(_place)
-        _waited_s += time.perf_counter() - began
+    if _wait is None:
+        return False
+    began = time.perf_counter()
+    _wait(_place)
+    _waited_s += time.perf_counter() - began
+    return True
 
 
 def clock() -> float:

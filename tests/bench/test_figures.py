@@ -108,15 +108,15 @@ def took(count: int, time_s: float, trip_s: Callable[[int], float]) -> tuple[int
 
 
 def test_the_first_round_trips_warm_up():
-    number, quantiles = took(1000, 10.0, lambda number: 0.0003 if number <= 501 else 0.001)
-    assert number == pytest.approx(1 + 0.2 / 0.0003 + 1000, rel=0.2)
+    number, quantiles = took(1000, 10.0, lambda number: 0.0003 if number <= 26 else 0.001)
+    assert number == pytest.approx(1 + 0.01 / 0.0003 + 1000, rel=0.01)
     assert quantiles.count == 1000
     assert quantiles.mean == pytest.approx(1000)
 
 
 def test_slow_round_trips_end_when_the_time_is_over():
     number, quantiles = took(1000, 0.35, lambda number: 3.0 if number == 1 else 0.1)
-    assert (number, quantiles.count) == (1 + 2 + 4, 4), "what the first takes is not of the time"
+    assert (number, quantiles.count) == (1 + 1 + 3, 3), "what the first takes is not of the time"
     assert quantiles.p50 == pytest.approx(1e5)
     assert took(1000, 0.5, lambda number: 2.0)[0] == 3
 
@@ -145,3 +145,16 @@ def test_bursts_wait_for_their_turns(asked: list[turns.Place]):
     assert asked == [(turns.BANDWIDTH, 1)] * 2 + [(turns.BANDWIDTH, 64)] * 2
     Burst(100, 0.1).began()
     assert asked[-1].kind == turns.REST
+
+
+@pytest.mark.parametrize(
+    ("trip_s", "time_s", "number", "counted", "turns_taken"),
+    [(0.001, 0.2, 1 + 10 + 50 + 2 * (10 + 50) + 10 + 20, 170, 4), (0.1, 0.35, 2 + 1 + 1 + 1, 2, 2)],
+    ids=["fast", "slower than a turn"],
+)
+def test_round_trips_wait_for_their_turns(asked, trip_s, time_s, number, counted, turns_taken):
+    for _ in turns.each_in_turn(turns.LATENCY, [1]):
+        trips, quantiles = took(1000, time_s, lambda number: trip_s)
+    assert trips == pytest.approx(number, abs=turns_taken)
+    assert quantiles.count == pytest.approx(counted, abs=turns_taken - 2)
+    assert asked == [(turns.LATENCY, 1)] * turns_taken

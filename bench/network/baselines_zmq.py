@@ -78,8 +78,6 @@ def bandwidth(
 def round_trips_blocking(sock: zmq.Socket[bytes], size: int, count: int, time_s: float) -> Quantiles:
     """Round trips with an `echo`: both threads sleep in `recv`."""
     message = b"\xa5" * size
-    sock.send(message)
-    sock.recv()  # the other end has started
     trips = Trips(count, time_s)
     while trips.going:
         trips.began()
@@ -151,6 +149,7 @@ def _ends(
             with Child(
                 "bench.network.baselines_zmq" if __name__ == "__main__" else __name__, "answer", first_line=call
             ):
+                socks[-1].recv()  # it has started, and computes no more while others are measured
                 yield socks[0], socks[-1]
         finally:
             for sock in socks:
@@ -194,6 +193,7 @@ def _answer() -> None:
         for sock, port in zip(socks, call["ports"], strict=True):
             sock.set(zmq.RCVTIMEO, -1)
             sock.connect(f"tcp://127.0.0.1:{port}")
+        socks[-1].send(b"!")
         if call["mode"] == "sink":
             _sink(socks[0], socks[1], call["size"])
         elif call["mode"] == "echo":

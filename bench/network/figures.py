@@ -125,11 +125,14 @@ class Trips:
     TURN_S = 0.05
     COLD_S = 0.01
 
-    def __init__(self, count: int, time_s: float, clock: Callable[[], float] = turns.clock) -> None:
+    def __init__(
+        self, count: int, time_s: float, clock: Callable[[], float] = turns.clock, takes_turns: bool = True
+    ) -> None:
         self.going = True
         self._count = count
         self._time_s = time_s
         self._clock = clock
+        self._takes_turns = takes_turns
         self._warm_from = math.inf  # until the first is over, which may have waited for imports
         self._turn_ends = math.inf
         self._end = math.inf
@@ -139,7 +142,7 @@ class Trips:
     def began(self) -> None:
         """The message is about to be sent; waits when it is the turn of others."""
         self._began = self._clock()
-        if self._began >= self._turn_ends and turns.take_turn():
+        if self._takes_turns and self._began >= self._turn_ends and turns.take_turn():
             self._began = self._clock()
             self._begin_turn(self._began)
 

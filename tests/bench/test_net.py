@@ -17,6 +17,7 @@ import psutil
 import pytest
 from click.testing import CliRunner
 
+from bench.network import baselines_zmq
 from bench.network.command import write
 from bench.network.data_links import CONTENTS, measure_data, value
 from bench.network.document import Report, Subject, read_json
@@ -242,6 +243,13 @@ def test_a_reader_who_leaves_early_gets_the_file_all_the_same(tmp_path):
     assert read_json(path).complete
 
 
+def is_measuring(suite: psutil.Process) -> bool:
+    """Whether a worker has started a process of its own: the first figures are being taken."""
+    with contextlib.suppress(psutil.NoSuchProcess):  # some processes just look at the machine
+        return any(worker.children() for worker in suite.children())
+    return False
+
+
 @pytest.mark.parametrize("of_job", [False, True], ids=["SIGINT", "SIGTERM to all processes"])
 def test_an_interruption_leaves_what_there_is_and_no_process(tmp_path, of_job):
     path = tmp_path / "a.json"
@@ -249,8 +257,7 @@ def test_an_interruption_leaves_what_there_is_and_no_process(tmp_path, of_job):
     try:
         parent = psutil.Process(process.pid)
         end = time.monotonic() + DEADLINE_S
-        # A process of a worker's own: the first figures are being taken.
-        while not any(worker.children() for worker in parent.children()):
+        while not is_measuring(parent):
             assert time.monotonic() < end, "nothing is being measured"
             time.sleep(0.01)
         children = parent.children(recursive=True)
@@ -317,3 +324,11 @@ def test_mistakes_are_told_at_once(arguments, words):
     assert process.returncode in (1, 2)
     assert words in errors
     assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize("mode", ["sink", "echo", "evented"])
+def test_the_other_end_of_raw_pyzmq_has_started_before_it_is_measured(mode):
+    """Or it does so while others have their turn, and takes a processor from them."""
+    with baselines_zmq._ends(mode, False, 1):
+        (other,) = psutil.Process().children()
+        assert [each for each in other.net_connections() if each.status == psutil.CONN_ESTABLISHED]

@@ -1,7 +1,7 @@
 """Where both ends of a link compute while round trips are measured: each on processors of its own.
 
 Left to itself the kernel puts two processes that wake each other now on one processor, now on two, and moves them after some
-tenths of a second: a round trip takes 30 us here, 100 there, which says nothing about what is between them. Nodes that
+tenths of a second. A round trip takes a multiple on two, which says nothing about what is between the ends; and nodes that
 have work are on two. So each end has half of the processors meanwhile: of those that share a cache, as a way through the memory
 of another socket is longer, and whole cores, as two threads of one core slow each other down.
 """

@@ -138,9 +138,7 @@ def _interruptions_held() -> Iterator[None]:
     came: list[int] = []
     try:
         with contextlib.ExitStack() as restore:
-            if (
-                threading.current_thread() is threading.main_thread()
-            ):  # whichever thread gets a signal, this one handles it
+            if threading.current_thread() is threading.main_thread():  # which handles the signals of all threads
                 for each in held:
                     before = signal.signal(each, lambda number, frame: came.append(number))
                     restore.callback(signal.signal, each, before)
@@ -157,11 +155,8 @@ def terminated_as_interrupted() -> Iterator[None]:
     """The first SIGTERM (the end of a job's time, say) does what Ctrl-C does meanwhile, and further ones nothing, until the
     process has ended: a batch system may send some, and what is written then is what the job was for. Only in the main
     thread, as Ctrl-C does."""
-    came = False
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        nonlocal came
-        came = True
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
@@ -172,7 +167,7 @@ def terminated_as_interrupted() -> Iterator[None]:
     try:
         yield
     finally:
-        if not came:
+        if signal.getsignal(signal.SIGTERM) is interrupt:  # none has come
             signal.signal(signal.SIGTERM, before)
 
 

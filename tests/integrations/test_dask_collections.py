@@ -136,19 +136,23 @@ def wait_a_moment(future: object) -> bool:
 
 
 def test_priorities_decide_what_runs_first(client, tmp_path):
-    def tasks(name: str) -> list[object]:
-        return [dask.delayed(note)(str(tmp_path), name, i) for i in range(200)]
+    order, gate = tmp_path / "order", tmp_path / "gate"
 
-    gate = tmp_path / "gate"
+    def tasks(name: str) -> list[object]:
+        return [dask.delayed(note)(str(order), name, i) for i in range(200)]
+
     blockers = [client.submit(wait_for_file, str(gate)) for _ in range(4)]
     with dask.annotate(priority=-10):
         late = client.compute(tasks("late"), optimize_graph=False)
     with dask.annotate(priority=10):
         soon = client.compute(tasks("soon"), optimize_graph=False)
+    client.processing()  # when it is answered, the scheduler has them all
     gate.write_text("")
     wait([late, soon, blockers])
-    ends = {name: max(map(int, (tmp_path / name).read_text().split())) for name in ("late", "soon")}
-    assert ends["soon"] < ends["late"]
+    names = order.read_text().split()
+    assert (len(names), names.count("soon")) == (400, 200)
+    # A few may be with the worker before what is more urgent comes, and a task that has begun may be slow.
+    assert names[:200].count("soon") >= 190
 
 
 def test_a_worker_that_dies_while_a_collection_is_computed(tmp_path):

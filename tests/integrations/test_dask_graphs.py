@@ -169,7 +169,7 @@ def test_persisted_keys_feed_later_graphs(client, tmp_path):
     def runs() -> int:
         return len((tmp_path / "part").read_text().splitlines())
 
-    value = dask.delayed(note)(str(tmp_path), "part")
+    value = dask.delayed(note)(str(tmp_path / "part"), "part")
     kept = value.persist()
     (future,) = futures_of(kept)
     assert future.key == value.key

@@ -334,8 +334,8 @@ def test_sizeof_is_quick_for_large_wide_and_cyclic_objects():
     cyclic.append(cyclic)
     large = list(range(10**6))
     objects = (wide, cyclic, large, {"a": large}, set(large))
-    start = time.perf_counter()
+    start = time.thread_time()
     for obj in objects:
         assert sizeof(obj) > 0
-    assert time.perf_counter() - start < 0.2
+    assert time.thread_time() - start < 0.5
     assert sizeof(large) > 10**7

@@ -96,11 +96,12 @@ def test_the_report_names_the_host_with_100_mbit(tmp_path):
             assert (value is None) == (number == other)
             if value is not None and 2 in (number, other):
                 assert 1e6 < value < 13e6
-    worst = matrix["judged"][0]
-    assert (worst["kind"], worst["metric"], worst["direction"]) == ("host", "bandwidth", "both")
+    # The four hosts share this machine: what else runs on it may tell in the latencies, never in bandwidths so far apart.
+    worst = next(found for found in matrix["judged"] if found["metric"] == "bandwidth")
+    assert (worst["kind"], worst["direction"]) == ("host", "both")
     assert slow in worst["names"][0]
     assert "w2" in worst["text"]
-    assert matrix["findings"][0] == worst["text"]
+    assert worst["text"] in matrix["findings"]
     flat = " ".join(printed.split())
     assert worst["text"] in flat
     assert worst["text"].split(":")[0] in (tmp_path / "net.html").read_text()

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from zmqtasks.errors import ZmqTasksError
 from zmqtasks.future import Future, rebuild_future
-from zmqtasks.ids import Key, format_key
+from zmqtasks.ids import InstanceId, Key, format_key
 from zmqtasks.protocol.references import note_reference
 
 T = TypeVar("T")
@@ -113,8 +113,8 @@ class Actor:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         state = self._future._state
-        note_reference(state.key)
-        return _rebuild, (state.key, state.name, self._class_name, self._methods)
+        note_reference(state)
+        return _rebuild, (state.key, state.name, state.owner.scheduler_id, self._class_name, self._methods)
 
 
 class _Method:
@@ -146,8 +146,8 @@ def _call(actor: Actor, reads: bool, name: str, args: tuple[Any, ...], kwargs: d
     return call
 
 
-def _rebuild(key: Key, name: str, class_name: str, methods: frozenset[str]) -> Actor:
-    return Actor(rebuild_future(key, name), class_name, methods)
+def _rebuild(key: Key, name: str, scheduler_id: InstanceId, class_name: str, methods: frozenset[str]) -> Actor:
+    return Actor(rebuild_future(key, name, scheduler_id), class_name, methods)
 
 
 def call_method(*args: Any, **kwargs: Any) -> Any:
@@ -162,7 +162,7 @@ class ActorFactory:
         self.cls = cls
 
     def __call__(self, *args: Any, **kwargs: Any) -> _Made:
-        from zmqtasks.nodes.worker.context import current_thread
+        from zmqtasks.nodes.worker.context import current_thread, get_worker
 
         instance = self.cls(*args, **kwargs)
         thread = current_thread()
@@ -170,19 +170,20 @@ class ActorFactory:
             raise RuntimeError(f"an actor of {self.cls!r} can only be made by a task")
         run = thread.current
         thread.executor.actors.make(run, instance)
-        return _Made(run.key, run.group.name, type(instance))
+        return _Made(run.key, run.group.name, get_worker().scheduler_id, type(instance))
 
 
 class _Made:
     """The result of such a task; pickles as the `Actor`."""
 
-    def __init__(self, key: Key, name: str, cls: type) -> None:
+    def __init__(self, key: Key, name: str, scheduler_id: InstanceId, cls: type) -> None:
         self.key = key
         self.name = name
+        self.scheduler_id = scheduler_id
         self.cls = cls
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        return _rebuild, (self.key, self.name, self.cls.__name__, _methods_of(self.cls))
+        return _rebuild, (self.key, self.name, self.scheduler_id, self.cls.__name__, _methods_of(self.cls))
 
     def __repr__(self) -> str:
         return f"<actor {format_key(self.key, self.name)}>"

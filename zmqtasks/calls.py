@@ -6,10 +6,13 @@ import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
+from zmqtasks.adoption import Adoption
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
+from zmqtasks.nodes.client.node import ClientNode
+from zmqtasks.nodes.client.state import FutureState
 from zmqtasks.protocol.payload import Payload
-from zmqtasks.protocol.references import KeyRef, per_thread, substitute
+from zmqtasks.protocol.references import KeyRef, collect_references, per_thread, substitute
 from zmqtasks.protocol.serialize import serialize, serialize_inline
 
 Args: TypeAlias = tuple[Any, ...]
@@ -26,15 +29,21 @@ _PROTOCOL = 5
 _dumps = pickle.dumps
 
 
-def encode_simple(args: Args, kwargs: Kwargs, limit_bytes: int) -> tuple[bytes, Sequence[Key]] | None:
-    """As `CallEncoder.encode` for the commonest calls: only futures, or only scalars; None for others."""
+def encode_simple(args: Args, kwargs: Kwargs, limit_bytes: int, node: ClientNode) -> tuple[bytes, Sequence[Key]] | None:
+    """As `CallEncoder.encode` for the commonest calls: only futures of the node, or only scalars; None for others."""
     if kwargs:
         return None
     if not args:
         return b"", ()
     kinds = set(map(type, args))
     if kinds == _FUTURES:
-        return b"", [future._state.key for future in args]
+        keys: list[Key] = []
+        for future in args:
+            state = future._state
+            if state.owner is not node:
+                return None
+            keys.append(state.key)
+        return b"", keys
     if kinds <= SCALARS:
         data = _dumps((args, kwargs), _PROTOCOL)
         if len(data) <= limit_bytes:
@@ -46,20 +55,23 @@ class CallEncoder:
     """Encodes the calls of one submission; an object that occurs in several of them is lifted out of them once.
 
     `keys` are those of the lifted objects: the caller declares them before the tasks are submitted (`take_lifted`).
-    `references` are the keys of futures that were found inside other objects while pickling.
+    `references` are the keys of futures that were found inside other objects while pickling. Futures of other clusters are refused
+    (ConfigError); those of other clients live as long as the encoder, so it has to be kept until the tasks are submitted.
     """
 
-    def __init__(self, limit_bytes: int, new_key: Callable[[Payload], Key]) -> None:
+    def __init__(self, node: ClientNode, new_key: Callable[[Payload], Key]) -> None:
         self.keys: list[Key] = []
         self.references: dict[Key, None] = {}
-        self._limit_bytes = limit_bytes
+        self.adoption = Adoption(node)
+        self._node = node
+        self._limit_bytes = node.config.implicit_data_bytes
         self._new_key = new_key
         self._lifted: dict[int, tuple[object, Key]] = {}
         self._undeclared: list[tuple[Key, Payload]] = []
 
     def encode(self, args: Args, kwargs: Kwargs) -> tuple[bytes, Sequence[Key]]:
         """The bytes of a call (empty: exactly the inputs) and its inputs."""
-        return encode_simple(args, kwargs, self._limit_bytes) or self._encode(args, kwargs)
+        return encode_simple(args, kwargs, self._limit_bytes, self._node) or self._encode(args, kwargs)
 
     def encode_columns(
         self, columns: Sequence[Sequence[Any]], kwargs: Kwargs
@@ -67,7 +79,7 @@ class CallEncoder:
         """As `encode`, for many calls, given by a column for each positional argument. No list of inputs: none has any."""
         kinds = [set(map(type, column)) for column in columns]
         if not kwargs and all(kind == _FUTURES for kind in kinds):
-            keys = [[future._state.key for future in column] for column in columns]
+            keys = [self.adoption.keys([future._state for future in column]) for column in columns]
             return [], list(zip(*keys, strict=True))
         rows = zip(*columns, strict=True)
         if all(kind <= SCALARS for kind in kinds) and SCALARS.issuperset(map(type, kwargs.values())):
@@ -95,7 +107,7 @@ class CallEncoder:
         inputs: dict[Key, int] = {}
 
         def register(future: Future[Any]) -> KeyRef:
-            return KeyRef(inputs.setdefault(future._state.key, len(inputs)))
+            return KeyRef(inputs.setdefault(self.adoption.key(future._state), len(inputs)))
 
         call = substitute((args, kwargs), Future, register)
         if not self._lifted and not any(map(self.is_bulky, args)) and not any(map(self.is_bulky, kwargs.values())):
@@ -125,14 +137,16 @@ class CallEncoder:
 
     def _dump(self, call: object) -> bytes:
         # As `collect_references`, without the cost of a generator.
-        notes: list[Key] = []
+        notes: list[FutureState] = []
         outer = per_thread.notes
         per_thread.notes = notes
         try:
-            return serialize_inline(call)
+            data = serialize_inline(call)
         finally:
             per_thread.notes = outer
-            self.references.update(dict.fromkeys(notes))
+        if notes:
+            self.references.update(dict.fromkeys(self.adoption.keys(notes)))
+        return data
 
     def is_bulky(self, obj: object) -> bool:
         """Whether `obj` says of itself that it is longer than the limit."""
@@ -165,14 +179,9 @@ class CallEncoder:
         return type(obj)([self._lift_from(item, inputs, depth) for item in obj])
 
     def _serialize(self, obj: object) -> Payload:
-        notes: list[Key] = []
-        outer = per_thread.notes
-        per_thread.notes = notes
-        try:
+        with collect_references() as notes:
             payload = serialize(obj)
-        finally:
-            per_thread.notes = outer
-            self.references.update(dict.fromkeys(notes))
+        self.references.update(dict.fromkeys(self.adoption.keys(notes)))
         if payload.nbytes <= self._limit_bytes:
             return payload
         # It is sent later, perhaps more than once: what the user writes into the object meanwhile must not show.

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from zmqtasks.adoption import check_cluster
 from zmqtasks.errors import ConfigError, NoWorkerError, TaskTimeoutError, ZmqTasksError
 from zmqtasks.fetching import await_on, parse_timeout, run_on, task_waiting
 from zmqtasks.future import Future
@@ -55,7 +56,7 @@ class ClusterView(PluginRegistry):
         return self._sync(lambda: self._who_has(futures))
 
     async def _who_has(self, futures: Any) -> dict[UserKey, list[str]]:
-        found = await self._ask("who_has", keys=_keys_of(futures))
+        found = await self._ask("who_has", keys=self._keys_of(futures))
         return {self._shown(key): addresses for key, addresses in found.items()}
 
     def has_what(self, workers: Any = None) -> Any:
@@ -79,7 +80,7 @@ class ClusterView(PluginRegistry):
         return self._sync(lambda: self._nbytes(keys, summary))
 
     async def _nbytes(self, keys: Any, summary: bool) -> dict[UserKey, int]:
-        found = await self._ask("nbytes", keys=_keys_of(keys))
+        found = await self._ask("nbytes", keys=self._keys_of(keys))
         if not summary:
             return {self._shown(key): size for key, size in found.items()}
         sums: dict[UserKey, int] = {}
@@ -90,7 +91,7 @@ class ClusterView(PluginRegistry):
 
     def story(self, *keys_or_futures: Any) -> Any:
         """What the scheduler remembers of these tasks: lines for people, to find out why something is slow or stuck."""
-        keys = _keys_of(list(keys_or_futures))
+        keys = self._keys_of(list(keys_or_futures))
         return self._sync(lambda: self._ask("story", keys=keys))
 
     # Who is there
@@ -248,6 +249,19 @@ class ClusterView(PluginRegistry):
     async def _ask(self, what: str, keys: Iterable[Key] = (), workers: Iterable[str] = ()) -> Any:
         return await self._node.requests.query(what, keys, workers)
 
+    def _keys_of(self, futures: Any) -> list[Key]:
+        """Keys from futures, keys, or collections of these. Raises ConfigError for futures of other clusters."""
+        if futures is None:
+            return []
+        if isinstance(futures, Future):
+            check_cluster(self._node, futures._state)
+            return [futures._state.key]
+        if isinstance(futures, (list, set, frozenset, dict)):
+            return [key for item in futures for key in self._keys_of(item)]
+        if isinstance(futures, tuple) and any(isinstance(item, Future) for item in futures):
+            return self._keys_of(futures_of(futures))
+        return [to_wire(futures)]
+
     def _shown(self, key: Key) -> UserKey:
         state = self._node.machine.states.get(key)
         return to_user(key, state.name if state is not None else "")
@@ -259,19 +273,6 @@ def _error_of(answer: RunFinished) -> BaseException | None:
     if answer.erred:
         return error_to_exception(ErrorInfo("exception", f"a call on {answer.worker} failed", answer.result))
     return None
-
-
-def _keys_of(futures: Any) -> list[Key]:
-    """Keys from futures, keys, or collections of these."""
-    if futures is None:
-        return []
-    if isinstance(futures, Future):
-        return [futures._state.key]
-    if isinstance(futures, (list, set, frozenset, dict)):
-        return [key for item in futures for key in _keys_of(item)]
-    if isinstance(futures, tuple) and any(isinstance(item, Future) for item in futures):
-        return [future._state.key for future in futures_of(futures)]
-    return [to_wire(futures)]
 
 
 def worker_names(workers: Any) -> list[str]:

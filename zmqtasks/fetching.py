@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from datetime import timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NoReturn, TypeAlias, TypeVar
 
 from zmqtasks import sessions
 from zmqtasks.errors import ConfigError, ZmqTasksError
@@ -37,7 +37,11 @@ class Skipped:
 
 SKIPPED: Final = Skipped()
 
+Fetched: TypeAlias = "dict[ClientNode, dict[Key, Payload | ZmqTasksError]]"
+"""By client: keys of two clusters are alike."""
+
 _not_in_task = nullcontext()
+_NOTHING: dict[Key, Payload | ZmqTasksError] = {}
 
 
 def parse_timeout(timeout: float | str | timedelta | None) -> float | None:
@@ -192,44 +196,47 @@ async def await_on(node: ClientNode, coroutine: Coroutine[Any, Any, T]) -> T:
     return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(coroutine, node.loop))
 
 
-def _nodes_to_ask(
-    futures: Sequence[Future[Any]], payloads: dict[Key, Any]
-) -> list[tuple[ClientNode, list[FutureState]]]:
+def _nodes_to_ask(futures: Sequence[Future[Any]], fetched: Fetched) -> list[tuple[ClientNode, list[FutureState]]]:
     """What is in memory somewhere and was not fetched yet, by client."""
     found: dict[ClientNode, dict[Key, FutureState]] = {}
     for future in futures:
         state = future._state
-        if type(state.value) is not bytes and state.status is FINISHED and state.key not in payloads:
+        if (
+            type(state.value) is not bytes
+            and state.status is FINISHED
+            and state.key not in fetched.get(state.owner, _NOTHING)
+        ):
             found.setdefault(state.owner, {})[state.key] = state
     for node in found:
         node.check_usable()
     return [(node, list(states.values())) for node, states in found.items()]
 
 
-def _assemble(
-    futures: Sequence[Future[Any]], payloads: dict[Key, Payload | ZmqTasksError], errors: str
-) -> list[Any] | None:
+def _assemble(futures: Sequence[Future[Any]], fetched: Fetched, errors: str) -> list[Any] | None:
     """The results if all are here; None when some are to be fetched, or (again) to be waited for."""
     receiving = sessions.receiving
-    outer, receiving.client = receiving.client, futures[0]._state.owner.client
+    outer = receiving.client
     try:
-        return _opened(futures, payloads, errors)
+        return _opened(futures, fetched, errors)
     finally:
         receiving.client = outer
 
 
-def _opened(
-    futures: Sequence[Future[Any]], payloads: dict[Key, Payload | ZmqTasksError], errors: str
-) -> list[Any] | None:
+def _opened(futures: Sequence[Future[Any]], fetched: Fetched, errors: str) -> list[Any] | None:
+    receiving = sessions.receiving
+    owner: ClientNode | None = None
     values: list[Any] = []
     for future in futures:
         state = future._state
         value = state.value
+        if state.owner is not owner:
+            owner = state.owner
+            receiving.client = owner.client
         if state.status is FINISHED:
             if type(value) is bytes:
                 values.append(deserialize_inline(value))
                 continue
-            payload = payloads.get(state.key)
+            payload = fetched.get(owner, _NOTHING).get(state.key)
             if isinstance(payload, Payload):
                 values.append(deserialize(payload))
                 continue
@@ -284,17 +291,18 @@ def gather(futures: Sequence[Future[Any]], errors: str, timeout: Any = None) -> 
     if not futures:
         return []
     deadline = Deadline(timeout)
-    payloads: dict[Key, Payload | ZmqTasksError] = {}
+    fetched: Fetched = {}
     while True:
         if any(future._state.status is PENDING for future in futures):
             wait_settled(futures, deadline, errors == "raise")
-        values = _assemble(futures, payloads, errors)
+        values = _assemble(futures, fetched, errors)
         if values is not None:
             return values
-        for node, states in _nodes_to_ask(futures, payloads):
+        for node, states in _nodes_to_ask(futures, fetched):
             try:
                 with task_waiting():
-                    payloads.update(run_on(node, partial(fetch, node, states), deadline.remaining_s()))
+                    values_there = run_on(node, partial(fetch, node, states), deadline.remaining_s())
+                fetched.setdefault(node, {}).update(values_there)
             except TimeoutError:
                 raise timed_out(f"{len(states)} results could not be fetched", deadline.limit_s, node) from None
 
@@ -304,16 +312,17 @@ async def gather_async(futures: Sequence[Future[Any]], errors: str, timeout: Any
     if not futures:
         return []
     deadline = Deadline(timeout)
-    payloads: dict[Key, Payload | ZmqTasksError] = {}
+    fetched: Fetched = {}
     while True:
         await wait_settled_async(futures, deadline, errors == "raise")
-        values = _assemble(futures, payloads, errors)
+        values = _assemble(futures, fetched, errors)
         if values is not None:
             return values
-        for node, states in _nodes_to_ask(futures, payloads):
+        for node, states in _nodes_to_ask(futures, fetched):
             try:
                 with task_waiting():
                     async with asyncio.timeout(deadline.remaining_s()):
-                        payloads.update(await await_on(node, fetch(node, states)))
+                        values_there = await await_on(node, fetch(node, states))
+                fetched.setdefault(node, {}).update(values_there)
             except TimeoutError:
                 raise timed_out(f"{len(states)} results could not be fetched", deadline.limit_s, node) from None

@@ -40,8 +40,7 @@ class PreparedFunction(msgspec.Struct, frozen=True, gc=False):
     digest: bytes
     code: bytes
     name: str
-    references: tuple[int | str, ...] = ()
-    """Keys of futures that it holds."""
+    holds_futures: bool = False
 
 
 def function_name(function: Any) -> str:
@@ -78,7 +77,7 @@ class FunctionCache:
             raise TypeError(f"the first argument must be callable, got {function!r}")
         with collect_references() as notes:
             code = dumps_function(function)
-        prepared = PreparedFunction(digest_of(code), code, function_name(function), tuple(notes))
+        prepared = PreparedFunction(digest_of(code), code, function_name(function), bool(notes))
         if not notes:
             self._remember(function, prepared)
         return prepared

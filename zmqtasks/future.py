@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from zmqtasks.errors import DeserializationError, TaskTimeoutError
+from zmqtasks.ids import InstanceId, Key
 from zmqtasks.nodes.client.failures import error_to_exception, fault_to_exception
 from zmqtasks.nodes.client.names import UserKey, to_user, to_wire
 from zmqtasks.nodes.client.state import CANCELLED, ERROR, FINISHED, LOST, PENDING, Fault, FutureState
@@ -210,8 +211,8 @@ class Future(Generic[T]):
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         state = self._state
-        note_reference(state.key)
-        return rebuild_future, (state.key, state.name)
+        note_reference(state)
+        return rebuild_future, (state.key, state.name, state.owner.scheduler_id)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Future) and self._state is other._state
@@ -249,8 +250,8 @@ class Future(Generic[T]):
         return None
 
 
-def rebuild_future(key: int | str, name: str) -> Future[Any]:
-    """A future from a pickle: one of the client that is in charge here."""
+def rebuild_future(key: Key, name: str, scheduler_id: InstanceId) -> Future[Any]:
+    """A future from a pickle: one of the client that is in charge here, which has to be one of the same cluster."""
     from zmqtasks.sessions import get_client, receiving
 
     try:
@@ -259,6 +260,12 @@ def rebuild_future(key: int | str, name: str) -> Future[Any]:
         raise DeserializationError(
             f"the future {to_user(key, name)!r} cannot be unpickled without a client: make a Client here first"
         ) from None
+    node = client._node
+    if node.scheduler_id != scheduler_id:
+        raise DeserializationError(
+            f"the future {to_user(key, name)!r} belongs to another cluster than the client in charge here, at {node.address}: "
+            "pass on its result instead"
+        )
     return Future(client._want(key, name))
 
 

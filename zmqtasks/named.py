@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from uuid import uuid4
 
 from zmqtasks import sessions
+from zmqtasks.adoption import Adoption
 from zmqtasks.errors import ConfigError, PayloadTooLargeError, ZmqTasksError
 from zmqtasks.fetching import await_on, run_on, task_waiting
 from zmqtasks.ids import Key
@@ -158,9 +159,10 @@ class SharedValue:
         limit = client._node.config.shared_value_bytes
         if hasattr(type(value), "__array_interface__") and value.nbytes > limit:  # not worth to be pickled
             raise too_large(title, value.nbytes, limit)
-        with collect_references() as keys:
+        with collect_references() as notes:
             self.data = serialize_inline(value)
-        self.keys: list[Key] = list(dict.fromkeys(keys))
+        self.adoption = Adoption(client._node)
+        self.keys: list[Key] = list(dict.fromkeys(self.adoption.keys(notes)))
         limit += BYTES_PER_FUTURE * len(self.keys)
         if len(self.data) > limit:
             raise too_large(title, len(self.data), limit)

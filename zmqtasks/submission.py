@@ -39,12 +39,12 @@ class Submitter:
         node.check_usable()
         prepared = self.functions.prepare(function)
         limit = node.config.implicit_data_bytes
-        if key is None and not pure and not prepared.references and len(prepared.code) <= limit:
-            simple = encode_simple(args, kwargs, limit)
+        if key is None and not pure and not prepared.holds_futures and len(prepared.code) <= limit:
+            simple = encode_simple(args, kwargs, limit, node)
             if simple is not None:
                 return self._submit_simple(prepared, *simple, options, name or prepared.name)
-        encoder = CallEncoder(limit, _content_key if pure else self._new_key)
-        if prepared.references or len(prepared.code) > limit:
+        encoder = CallEncoder(node, _content_key if pure else self._new_key)
+        if prepared.holds_futures or len(prepared.code) > limit:
             prepared, args = self._as_argument(prepared, function, encoder), (function, *args)
         data, inputs = encoder.encode(args, kwargs)
         name = name or prepared.name
@@ -94,7 +94,7 @@ class Submitter:
         node = self.node
         node.check_usable()
         prepared = self.functions.prepare(call_method)
-        encoder = CallEncoder(node.config.implicit_data_bytes, self._new_key)
+        encoder = CallEncoder(node, self._new_key)
         data, inputs = encoder.encode(args, kwargs)
         options = TaskOptions(actor=CALLS_ACTOR)
         columns = _Columns(prepared, name, options, [data], [[*inputs, actor]], encoder.references)
@@ -126,9 +126,9 @@ class Submitter:
         node = self.node
         node.check_usable()
         prepared = self.functions.prepare(function)
-        encoder = CallEncoder(node.config.implicit_data_bytes, _content_key if pure else self._new_key)
+        encoder = CallEncoder(node, _content_key if pure else self._new_key)
         count = len(columns[0])
-        if prepared.references or len(prepared.code) > node.config.implicit_data_bytes:
+        if prepared.holds_futures or len(prepared.code) > node.config.implicit_data_bytes:
             prepared = self._as_argument(prepared, function, encoder)
             columns = [[function] * count, *columns]
         name = name or prepared.name
@@ -215,7 +215,7 @@ class Submitter:
 
     def _as_argument(self, prepared: PreparedFunction, function: Any, encoder: CallEncoder) -> PreparedFunction:
         """A function that travels as the first argument of `call_function`, under its own name."""
-        if not prepared.references:
+        if not prepared.holds_futures:
             encoder.lift(function, Payload(PICKLE_HEADER, (prepared.code,)))
         caller = self.functions.prepare(call_function)
         return msgspec.structs.replace(caller, name=prepared.name)

@@ -16,18 +16,23 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="package")
-def cluster() -> Iterator[LocalCluster]:
-    """Its workers can import the modules beside this one."""
+def workers_import() -> Iterator[None]:
+    """Processes that are started meanwhile can import the modules beside this one."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), before]))
     try:
-        with LocalCluster(n_workers=2, threads_per_worker=2) as cluster:
-            yield cluster
+        yield
     finally:
         if before is None:
             del os.environ["PYTHONPATH"]
         else:
             os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="package")
+def cluster(workers_import: None) -> Iterator[LocalCluster]:
+    with LocalCluster(n_workers=2, threads_per_worker=2) as cluster:
+        yield cluster
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ it lives as long as it is needed.
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -30,13 +29,12 @@ from dask.utils import key_split
 from zmqtasks.calls import SCALARS, CallEncoder
 from zmqtasks.client import Client
 from zmqtasks.errors import ConfigError
-from zmqtasks.fetching import run_on
 from zmqtasks.functions import PreparedFunction, by_name, call_function
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
 from zmqtasks.integrations.dask.lowering import Lowered, Lowering
 from zmqtasks.nodes.client.names import to_wire
-from zmqtasks.nodes.client.node import PER_TASK_BYTES, ClientNode
+from zmqtasks.nodes.client.node import PER_TASK_BYTES
 from zmqtasks.nodes.client.state import CANCELLED, LOST, FutureState
 from zmqtasks.protocol.ops import DeclareData, SubmitTasks, TaskOptions
 from zmqtasks.protocol.references import KeyRef
@@ -87,12 +85,12 @@ class GraphSubmission:
     ) -> None:
         self._submitter = client._submitter
         self._node = client._node
-        self._encoder = CallEncoder(self._node.config.implicit_data_bytes, self._submitter._new_key)
-        self._settled: set[ClientNode] = set()  # other clients: the scheduler has what they had submitted
+        self._encoder = CallEncoder(self._node, self._submitter._new_key)
+        self._own = self._encoder.adoption.future
         self._named = named
         self._default = default
         self._options = options
-        self._futures: dict[Any, Future[Any]] = {k: self._checked(v) for k, v in graph.items() if type(v) is Future}
+        self._futures: dict[Any, Future[Any]] = {k: self._own(v) for k, v in graph.items() if type(v) is Future}
         for future in list(self._futures.values()):
             self._futures.setdefault(future.key, future)
         if any(not isinstance(node, GraphNode) for node in graph.values()):
@@ -148,8 +146,8 @@ class GraphSubmission:
             if node is None:
                 raise KeyError(f"the graph has no key {key!r}, and there is no future of it")
             if type(node) is DataNode and type(node.value) is Future:
-                self._futures[key] = self._checked(node.value)
-                self._wire[key] = node.value._state.key
+                self._futures[key] = own = self._own(node.value)
+                self._wire[key] = own._state.key
                 continue
             needed[key] = node
             stack.extend(node.dependencies)
@@ -159,21 +157,6 @@ class GraphSubmission:
         for node in needed.values():
             self._uses.update(node.dependencies)
         return needed
-
-    def _checked(self, future: Future[Any]) -> Future[Any]:
-        """A future that the scheduler knows: the keys of another cluster may be those of other tasks here."""
-        owner = future._node
-        if owner is self._node:
-            return future
-        if owner.ended or owner.address != self._node.address:
-            where = "that is closed" if owner.ended else f"of the cluster at {owner.address}"
-            raise ConfigError(
-                f"{future!r} is in the graph, and belongs to a client {where}: compute it with its own client"
-            )
-        if not future.done() and owner not in self._settled:
-            self._settled.add(owner)
-            _settle(owner)
-        return future
 
     def _exists(self, key: Any, names: set[str]) -> bool:
         """Whether a task or data of this key is on the cluster; it is kept from now on."""
@@ -294,7 +277,7 @@ class GraphSubmission:
             return self._values[key] if key in self._values else place((False, key))
 
         def future(value: Future[Any]) -> KeyRef:
-            return place((True, self._checked(value)._state.key))
+            return place((True, self._encoder.adoption.key(value._state)))
 
         def literal(value: Any) -> Any:
             if type(value) in SCALARS and not encoder.is_bulky(value):
@@ -314,7 +297,7 @@ class GraphSubmission:
         if number not in self._prepared:
             prepared: PreparedFunction | None = self._submitter.functions.prepare(function)
             assert prepared is not None
-            if prepared.references or len(prepared.code) > self._encoder.limit_bytes:
+            if prepared.holds_futures or len(prepared.code) > self._encoder.limit_bytes:
                 prepared = None
             self._prepared[number] = prepared
         return self._prepared[number]
@@ -377,21 +360,6 @@ def _converted(graph: Mapping[Any, Any]) -> Mapping[Any, GraphNode]:
         if type(graph[key]) is type(key) and graph[key] == key:
             nodes[key] = DataNode(key, key)
     return nodes
-
-
-def _settle(owner: ClientNode) -> None:
-    """Waits until the scheduler has what another client has submitted: what this one sends by its own link may overtake it.
-
-    In an event loop nobody may wait: the owner's, or that of a scheduler which is to answer, may be this one. There it is sent now
-    if that can be done, which leaves it to the scheduler which of two links it reads first.
-    """
-    try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:
-        run_on(owner, owner.requests.settle)
-    else:
-        if loop is owner.loop:
-            owner.flush()
 
 
 def checked_graph(graph: Any) -> Mapping[Any, Any]:

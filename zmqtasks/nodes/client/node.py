@@ -20,7 +20,7 @@ from zmqtasks.errors import (
     SchedulerLostError,
     ZmqTasksError,
 )
-from zmqtasks.ids import new_instance_id
+from zmqtasks.ids import InstanceId, new_instance_id
 from zmqtasks.nodes.channel import Channel, DataPool, open_channel
 from zmqtasks.nodes.client import loop as loops
 from zmqtasks.nodes.client.callbacks import CallbackThread
@@ -84,6 +84,8 @@ class ClientNode:
         worker: bytes = b"",
     ) -> None:
         self.address = address
+        self.scheduler_id = InstanceId(b"")
+        """Of the scheduler that numbers this client's keys, whatever address it was dialled at."""
         self.security = security
         self.config = config
         POOL.limit(idle_bound(config.idle_buffer_bytes))
@@ -145,6 +147,7 @@ class ClientNode:
         )
         welcome = self.channel.welcome
         assert welcome is not None
+        self.scheduler_id = self.channel.peer_instance
         with self.lock:
             self.machine.admitted(welcome.number)
         for warning in welcome.warnings:

@@ -193,6 +193,12 @@ class WorkerNode:
             local_directory=self._base_directory,
         )
 
+    @property
+    def scheduler_id(self) -> InstanceId:
+        """Of the scheduler that it works for."""
+        assert self._channel is not None
+        return self._channel.peer_instance
+
     async def finished(self) -> Exception | None:
         """Waits until the worker has been told to end, or its scheduler is lost; gives the error of the latter."""
         await self._finished.wait()

@@ -106,7 +106,10 @@ class Actor:
         return f"<Actor: {self._class_name}, key={self.key}>"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Actor) and self._future._state.key == other._future._state.key
+        if not isinstance(other, Actor):
+            return False
+        mine, its = self._future._state, other._future._state
+        return bool(mine.key == its.key and mine.owner.scheduler_id == its.owner.scheduler_id)
 
     def __hash__(self) -> int:
         return hash(self._future._state.key)

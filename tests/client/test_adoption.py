@@ -97,6 +97,9 @@ def test_results_of_two_clusters_are_gathered_together() -> None:
             assert [value[0] for value in first.gather(futures)] == [0, 1]
             assert [value[0] for value in second.gather(futures[::-1])] == [1, 0]
             assert [value[0] for value in asyncio.run(gather_async(futures, "raise"))] == [0, 1]
+        actors = [client.submit(Box, number, actor=True).result(timeout=20) for number, client in enumerate(clients)]
+        assert actors[0].key == actors[1].key
+        assert actors[0] != actors[1]
         futures = [client.submit(make_future, number) for number, client in enumerate(clients)]
         assert [future.client for future in first.gather(futures)] == [first, second]
 

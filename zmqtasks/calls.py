@@ -6,7 +6,7 @@ import pickle
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
 
-from zmqtasks.adoption import Adoption
+from zmqtasks.foreign import ForeignFutures
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
 from zmqtasks.nodes.client.node import ClientNode
@@ -56,13 +56,13 @@ class CallEncoder:
 
     `keys` are those of the lifted objects: the caller declares them before the tasks are submitted (`take_lifted`).
     `references` are the keys of futures that were found inside other objects while pickling. Futures of other clusters are refused
-    (ConfigError); those of other clients live as long as the encoder, so it has to be kept until the tasks are submitted.
+    (ConfigError); those of other clients are looked after by `foreign`.
     """
 
     def __init__(self, node: ClientNode, new_key: Callable[[Payload], Key]) -> None:
         self.keys: list[Key] = []
         self.references: dict[Key, None] = {}
-        self.adoption = Adoption(node)
+        self.foreign = ForeignFutures(node)
         self._node = node
         self._limit_bytes = node.config.implicit_data_bytes
         self._new_key = new_key
@@ -79,7 +79,7 @@ class CallEncoder:
         """As `encode`, for many calls, given by a column for each positional argument. No list of inputs: none has any."""
         kinds = [set(map(type, column)) for column in columns]
         if not kwargs and all(kind == _FUTURES for kind in kinds):
-            keys = [self.adoption.keys([future._state for future in column]) for column in columns]
+            keys = [self.foreign.keys([future._state for future in column]) for column in columns]
             return [], list(zip(*keys, strict=True))
         rows = zip(*columns, strict=True)
         if all(kind <= SCALARS for kind in kinds) and SCALARS.issuperset(map(type, kwargs.values())):
@@ -107,7 +107,7 @@ class CallEncoder:
         inputs: dict[Key, int] = {}
 
         def register(future: Future[Any]) -> KeyRef:
-            return KeyRef(inputs.setdefault(self.adoption.key(future._state), len(inputs)))
+            return KeyRef(inputs.setdefault(self.foreign.key(future._state), len(inputs)))
 
         call = substitute((args, kwargs), Future, register)
         if not self._lifted and not any(map(self.is_bulky, args)) and not any(map(self.is_bulky, kwargs.values())):
@@ -145,7 +145,7 @@ class CallEncoder:
         finally:
             per_thread.notes = outer
         if notes:
-            self.references.update(dict.fromkeys(self.adoption.keys(notes)))
+            self.references.update(dict.fromkeys(self.foreign.keys(notes)))
         return data
 
     def is_bulky(self, obj: object) -> bool:
@@ -181,7 +181,7 @@ class CallEncoder:
     def _serialize(self, obj: object) -> Payload:
         with collect_references() as notes:
             payload = serialize(obj)
-        self.references.update(dict.fromkeys(self.adoption.keys(notes)))
+        self.references.update(dict.fromkeys(self.foreign.keys(notes)))
         if payload.nbytes <= self._limit_bytes:
             return payload
         # It is sent later, perhaps more than once: what the user writes into the object meanwhile must not show.

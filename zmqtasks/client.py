@@ -21,7 +21,7 @@ from zmqtasks.nodes.client.names import to_wire
 from zmqtasks.nodes.client.state import FutureState
 from zmqtasks.protocol.ops import TaskOptions
 from zmqtasks.submission import user_keys
-from zmqtasks.waiting import futures_of
+from zmqtasks.waiting import futures_of, states_by_client
 
 _DEFAULT_OPTIONS = TaskOptions()
 
@@ -289,10 +289,10 @@ class Client(Connection):
         >>> future.status
         'cancelled'
         """
-        states = [future._state for future in futures_of(futures)]
-        with self._node.lock:
-            self._node.machine.cancel(states, force, msg or reason or "")
-            self._node.wake()
+        for node, states in states_by_client(futures_of(futures)).items():
+            with node.lock:
+                node.machine.cancel(states, force, msg or reason or "")
+                node.wake()
         return self._nothing()
 
     def retry(self, futures: Any, asynchronous: bool | None = None) -> Any:
@@ -301,10 +301,11 @@ class Client(Connection):
         >>> client.retry(future)
         """
         self._node.check_usable()
-        states = [future._state for future in futures_of(futures)]
-        with self._node.lock:
-            self._node.machine.retry(states)
-            self._node.wake()
+        for node, states in states_by_client(futures_of(futures)).items():
+            node.check_usable()
+            with node.lock:
+                node.machine.retry(states)
+                node.wake()
         return self._nothing()
 
     def get_executor(self, **options: Any) -> Any:

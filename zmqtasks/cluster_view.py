@@ -9,9 +9,9 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from zmqtasks.adoption import check_cluster
 from zmqtasks.errors import ConfigError, NoWorkerError, TaskTimeoutError, ZmqTasksError
 from zmqtasks.fetching import await_on, parse_timeout, run_on, task_waiting
+from zmqtasks.foreign import check_cluster
 from zmqtasks.future import Future
 from zmqtasks.ids import Key
 from zmqtasks.nodes.client.failures import error_to_exception

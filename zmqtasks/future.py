@@ -251,8 +251,8 @@ class Future(Generic[T]):
 
 
 def rebuild_future(key: Key, name: str, scheduler_id: InstanceId) -> Future[Any]:
-    """A future from a pickle: one of the client that is in charge here, which has to be one of the same cluster."""
-    from zmqtasks.sessions import get_client, receiving
+    """A future from a pickle: one of the client that is in charge here, or of another open one if that is of another cluster."""
+    from zmqtasks.sessions import client_of_scheduler, get_client, receiving
 
     try:
         client = receiving.client or get_client()
@@ -260,12 +260,14 @@ def rebuild_future(key: Key, name: str, scheduler_id: InstanceId) -> Future[Any]
         raise DeserializationError(
             f"the future {to_user(key, name)!r} cannot be unpickled without a client: make a Client here first"
         ) from None
-    node = client._node
-    if node.scheduler_id != scheduler_id:
-        raise DeserializationError(
-            f"the future {to_user(key, name)!r} belongs to another cluster than the client in charge here, at {node.address}: "
-            "pass on its result instead"
-        )
+    if client._node.scheduler_id != scheduler_id:
+        its_own = client_of_scheduler(scheduler_id)
+        if its_own is None:
+            raise DeserializationError(
+                f"the future {to_user(key, name)!r} belongs to another cluster than the client in charge here, at "
+                f"{client._node.address}: make a Client of that one, or pass on its result"
+            )
+        client = its_own
     return Future(client._want(key, name))
 
 

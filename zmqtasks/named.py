@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self, TypeAlias
 from uuid import uuid4
 
 from zmqtasks import sessions
-from zmqtasks.adoption import Adoption
 from zmqtasks.errors import ConfigError, PayloadTooLargeError, ZmqTasksError
 from zmqtasks.fetching import await_on, run_on, task_waiting
+from zmqtasks.foreign import ForeignFutures
 from zmqtasks.ids import Key
 from zmqtasks.nodes.client.node import ClientNode
 from zmqtasks.nodes.client.requests import QueryError
@@ -161,8 +161,7 @@ class SharedValue:
             raise too_large(title, value.nbytes, limit)
         with collect_references() as notes:
             self.data = serialize_inline(value)
-        self.adoption = Adoption(client._node)
-        self.keys: list[Key] = list(dict.fromkeys(self.adoption.keys(notes)))
+        self.keys: list[Key] = list(dict.fromkeys(ForeignFutures(client._node).keys(notes)))
         limit += BYTES_PER_FUTURE * len(self.keys)
         if len(self.data) > limit:
             raise too_large(title, len(self.data), limit)

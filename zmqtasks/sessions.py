@@ -66,6 +66,12 @@ def defaults() -> list[Client]:
     return list(_defaults)
 
 
+def client_of_scheduler(scheduler_id: bytes) -> Client | None:
+    """An open client of the scheduler with this instance id."""
+    with _lock:
+        return next((c for c in _open.values() if c.usable and c._node.scheduler_id == scheduler_id), None)
+
+
 def in_worker_process() -> bool:
     """Whether tasks of a cluster run in this process with clients of their own."""
     return bool(_task_clients)

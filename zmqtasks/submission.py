@@ -54,7 +54,9 @@ class Submitter:
         if pure and key is None:
             key = f"{name}-{_spec(prepared, data, inputs).hex()}"
         if key is not None:
-            return self._submit_named(columns, encoder, [key])[0]
+            future = self._submit_named(columns, encoder, [key])[0]
+            encoder.foreign.submitted()
+            return future
         with node.lock:
             first = node.machine.take_keys(1)
             state = FutureState(first, node, name)
@@ -64,6 +66,7 @@ class Submitter:
                 node.machine.release(encoder.keys)
             node.count_bytes(PER_TASK_BYTES + len(data))
             node.wake()
+        encoder.foreign.submitted()
         if node.is_backlogged():
             node.wait_backlog()
         return Future(state)
@@ -107,6 +110,7 @@ class Submitter:
                 node.machine.release(encoder.keys)
             node.count_bytes(PER_TASK_BYTES + len(data))
             node.wake()
+        encoder.foreign.submitted()
         if node.is_backlogged():
             node.wait_backlog()
         return state
@@ -146,6 +150,7 @@ class Submitter:
                 if node.is_backlogged():
                     node.wait_backlog()
         finally:
+            encoder.foreign.submitted()
             if encoder.keys:
                 with node.lock:
                     node.machine.release(encoder.keys)

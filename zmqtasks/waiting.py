@@ -25,6 +25,14 @@ FIRST_COMPLETED = "FIRST_COMPLETED"
 FIRST_EXCEPTION = "FIRST_EXCEPTION"
 
 
+def states_by_client(futures: Iterable[Future[Any]]) -> dict[ClientNode, list[FutureState]]:
+    """The records of futures, by the node of the client that they belong to, which has its own lock, machine and keys."""
+    groups: dict[ClientNode, list[FutureState]] = {}
+    for future in futures:
+        groups.setdefault(future._node, []).append(future._state)
+    return groups
+
+
 def futures_of(obj: Any) -> list[Future[Any]]:
     """The futures in nested lists, tuples, sets and dicts, and in dask's collections that were persisted."""
     found: list[Future[Any]] = []
@@ -108,13 +116,10 @@ def fire_and_forget(obj: Any) -> None:
 
     >>> fire_and_forget(client.submit(write_report))
     """
-    groups: dict[ClientNode, list[int | str]] = {}
-    for future in futures_of(obj):
-        groups.setdefault(future._node, []).append(future._state.key)
-    for node, keys in groups.items():
+    for node, states in states_by_client(futures_of(obj)).items():
         node.check_usable()
         with node.lock:
-            node.machine.keep(keys)
+            node.machine.keep([state.key for state in states])
             node.wake()
 
 

@@ -223,7 +223,7 @@ def test_persisted_frames_of_two_clusters_are_two(inprocess_cluster, process_clu
         assert second._name != first._name
         assert len(second) == 1_000
         assert {future.client for future in futures_of(second)} == {client}
-        with pytest.raises(ConfigError, match="belongs to a client that is closed"):
+        with pytest.raises(ConfigError, match="belongs to a client that has ended"):
             len(first)
 
 
@@ -236,6 +236,24 @@ def test_futures_of_another_cluster_are_refused(inprocess_cluster, process_clust
     with Client(process_cluster) as one, Client(process_cluster) as same:
         future = one.submit(inc, 1)
         assert same.compute(dask.delayed(inc)(future)).result(timeout=20) == 3
+
+
+def test_a_collection_that_another_client_has_persisted(inprocess_cluster, process_cluster):
+    """Under a name that both have. By default dask optimizes, which must not lose sight of whose futures they are."""
+    with Client(inprocess_cluster) as other, Client(process_cluster) as client, Client(process_cluster) as same:
+        ours = client.persist(da.from_array(np.ones(4), chunks=2, name="data"))
+        theirs = other.persist(da.from_array(np.full(4, 100.0), chunks=2, name="data"))
+        value = other.persist(dask.delayed(operator.add)(1, 2, dask_key_name="value"))
+        mine = client.persist(dask.delayed(operator.add)(1_000, 2, dask_key_name="value"))
+        wait([ours, theirs, value, mine])
+        for wrong in (theirs.sum(), theirs, theirs + 1, value, dask.delayed(operator.add)(value, 1)):
+            with pytest.raises(ConfigError, match="belongs to a client of the cluster at inproc"):
+                client.compute(wrong)
+        assert other.compute(theirs.sum()).result(timeout=20) == 400
+        assert same.compute(ours.sum()).result(timeout=20) == 4
+        assert same.compute(ours + 1).result(timeout=20).tolist() == [2, 2, 2, 2]
+        assert same.compute(dask.delayed(operator.add)(mine, 1)).result(timeout=20) == 1_003
+        assert same.persist(ours.sum()).compute() == 4
 
 
 def test_a_future_of_another_client_whose_submission_is_still_on_its_way(process_cluster):

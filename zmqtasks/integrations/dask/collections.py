@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import dask.base
 from dask._expr import FinalizeCompute
-from dask._task_spec import GraphNode
+from dask._task_spec import DataNode, GraphNode
 from dask.base import collections_to_expr, get_annotations, is_dask_collection
 from dask.core import flatten
 from dask.delayed import delayed
@@ -83,9 +83,9 @@ def persist(
 ) -> Any:
     """Collections like the given ones, whose graphs hold futures of their parts."""
 
-    def parts(expr: Any, keys: list[Any], **_: Any) -> list[Future[Any]]:
+    def parts(expr: Any, keys: list[Any], **_: Any) -> list[DataNode]:
         futures = submit(client, expr, keys, named=True, **options)
-        return [futures[key] for key in keys]
+        return [DataNode(key, futures[key]) for key in keys]  # dask takes a bare future for another name of its key
 
     single = not isinstance(collections, (list, tuple, set, frozenset))
     given = [collections] if single else list(collections)

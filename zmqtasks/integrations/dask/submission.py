@@ -86,11 +86,12 @@ class GraphSubmission:
         self._submitter = client._submitter
         self._node = client._node
         self._encoder = CallEncoder(self._node, self._submitter._new_key)
-        self._own = self._encoder.adoption.future
         self._named = named
         self._default = default
         self._options = options
-        self._futures: dict[Any, Future[Any]] = {k: self._own(v) for k, v in graph.items() if type(v) is Future}
+        values = ((key, getattr(node, "value", node)) for key, node in graph.items())
+        self._futures: dict[Any, Future[Any]] = {key: value for key, value in values if type(value) is Future}
+        self._encoder.foreign.keys([future._state for future in self._futures.values()])
         for future in list(self._futures.values()):
             self._futures.setdefault(future.key, future)
         if any(not isinstance(node, GraphNode) for node in graph.values()):
@@ -121,6 +122,7 @@ class GraphSubmission:
                     self._node.wait_backlog()
             return {key: self._futures[key] for key in self._outputs}
         finally:
+            self._encoder.foreign.submitted()
             left = [self._wire[key] for key in self._unreleased]
             with self._node.lock:
                 self._node.machine.release(left + self._encoder.keys)
@@ -146,8 +148,8 @@ class GraphSubmission:
             if node is None:
                 raise KeyError(f"the graph has no key {key!r}, and there is no future of it")
             if type(node) is DataNode and type(node.value) is Future:
-                self._futures[key] = own = self._own(node.value)
-                self._wire[key] = own._state.key
+                self._futures[key] = node.value
+                self._wire[key] = self._encoder.foreign.key(node.value._state)
                 continue
             needed[key] = node
             stack.extend(node.dependencies)
@@ -277,7 +279,7 @@ class GraphSubmission:
             return self._values[key] if key in self._values else place((False, key))
 
         def future(value: Future[Any]) -> KeyRef:
-            return place((True, self._encoder.adoption.key(value._state)))
+            return place((True, self._encoder.foreign.key(value._state)))
 
         def literal(value: Any) -> Any:
             if type(value) in SCALARS and not encoder.is_bulky(value):

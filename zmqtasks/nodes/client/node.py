@@ -102,6 +102,8 @@ class ClientNode:
         self.cluster = _NOT_KNOWN
         self.channel: Channel | None = None
         self.ended = False
+        self.is_forked = False
+        """This process is a child of the one that made it: of no use here, but its futures are alive."""
         self.error: ZmqTasksError | None = None
         """Why nothing can be asked any more."""
         self._flush_due = False
@@ -179,7 +181,7 @@ class ClientNode:
         """In the child after a fork: the loop stayed in the parent, so this node is of no use here."""
         self.lock = UninterruptedLock()
         self.asleep = False
-        self.ended = True
+        self.ended = self.is_forked = True
         self.dropped = deque(maxlen=0)
         self.error = ClientClosedError(
             "this process was forked from the one that made the client: make a new Client here (or spawn, don't fork)"

@@ -36,6 +36,8 @@ class Requests:
         self._node = node
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._runs: dict[int, list[RunFinished]] = {}
+        self._held: list[Any] = []
+        self._holds = False
 
     # Asking
 
@@ -79,6 +81,23 @@ class Requests:
     async def settle(self) -> None:
         """Returns when the scheduler has taken all that this client has sent up to now."""
         await self.locate([])
+
+    def hold(self, objects: list[Any]) -> None:
+        """Keeps objects alive until the scheduler has taken all that this client has sent up to now. In the node's loop."""
+        self._held += objects
+        if not self._holds:
+            self._holds = True
+            self._node.keep_task(self._settle_held())
+
+    async def _settle_held(self) -> None:
+        try:
+            while self._held:
+                held, self._held = self._held, []  # noqa: F841 - it lives until the answer is here
+                await self.settle()
+        except ZmqTasksError:  # the client has ended
+            self._held = []
+        finally:
+            self._holds = False
 
     async def _ask(self, make: Callable[[int], Op]) -> Any:
         node = self._node

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import pickle
 import threading
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from client_tasks import Box, inc, make_future, open_box
+from client_tasks import Box, fail_until, inc, make_future, open_box, wait_for
 
+import zmqtasks
 from tests.recording_proxy import recording_proxy
 from zmqtasks import Client, Future, LocalCluster, Queue, Variable
 from zmqtasks.errors import ConfigError, DeserializationError
@@ -73,18 +76,46 @@ def test_a_future_of_a_closed_client_is_refused(cluster: LocalCluster, client: C
     with Client(cluster, set_as_default=False) as closed:
         future = closed.submit(inc, 1)
         assert future.result(timeout=20) == 2
-    with pytest.raises(ConfigError, match="belongs to a client that is closed"):
+    with pytest.raises(ConfigError, match="belongs to a client that has ended"):
         USES[name](client, future)
 
 
-def test_a_pickle_is_refused_where_the_client_is_of_another_cluster(client: Client, elsewhere: LocalCluster) -> None:
-    future, actor = client.submit(inc, 1), client.submit(Box, 1, actor=True).result(timeout=20)
-    assert pickle.loads(pickle.dumps(future)).result(timeout=20) == 2
-    pickles = [pickle.dumps(future), pickle.dumps(actor)]
-    with Client(elsewhere):
-        for data in pickles:
-            with pytest.raises(DeserializationError, match="belongs to another cluster than the client in charge here"):
-                pickle.loads(data)
+def test_a_pickle_is_opened_by_a_client_of_its_cluster_or_refused(client: Client, elsewhere: LocalCluster) -> None:
+    with LocalCluster(processes=False, n_workers=1) as gone, Client(gone, set_as_default=False) as its_client:
+        made = its_client.submit(inc, 1), its_client.submit(Box, 1, actor=True).result(timeout=20)
+        pickles = list(map(pickle.dumps, made))
+        assert client is zmqtasks.get_client()
+        future, actor = map(pickle.loads, pickles)
+        assert (future.client, actor._future.client) == (its_client, its_client)
+        assert copy.deepcopy([future])[0].result(timeout=20) == 2
+    for data in pickles:
+        with pytest.raises(DeserializationError, match="belongs to another cluster than the client in charge here"):
+            pickle.loads(data)
+
+
+def test_what_is_cancelled_or_tried_again_is_that_of_its_own_client(
+    cluster: LocalCluster, client: Client, tmp_path: Path
+) -> None:
+    new = partial(LocalCluster, processes=False, n_workers=1)
+    with new() as one, new() as two, Client(one) as first, Client(two) as second:
+        theirs, mine = first.submit(wait_for, str(tmp_path / "gate")), second.submit(inc, 1)
+        assert theirs._state.key == mine._state.key
+        second.cancel(theirs)
+        (tmp_path / "gate").touch()
+        assert theirs.cancelled()
+        assert mine.result(timeout=20) == 2
+        assert second.submit(inc, mine).result(timeout=20) == 3
+        failed, fine = first.submit(fail_until, str(tmp_path / "there")), second.submit(inc, 2)
+        assert isinstance(failed.exception(timeout=20), FileNotFoundError)
+        (tmp_path / "there").touch()
+        second.retry(failed)
+        assert failed.result(timeout=20) == "there"
+        assert fine.result(timeout=20) == 3
+    with Client(cluster, set_as_default=False) as other:
+        waiting = other.submit(wait_for, str(tmp_path / "never"))
+        client.cancel(waiting)
+        assert waiting.cancelled()
+        (tmp_path / "never").touch()
 
 
 def test_results_of_two_clusters_are_gathered_together() -> None:
@@ -178,15 +209,16 @@ def test_it_is_waited_for_in_a_notebook_too(reached_over_tcp: LocalCluster, held
         assert asyncio.run(cell()) == 3
 
 
-def test_what_another_client_drops_meanwhile_is_kept(reached_over_tcp: LocalCluster, held: HeldLink) -> None:
+@pytest.mark.parametrize("name", ["argument", "pure", "in a list", "in an object", "column"])
+def test_what_another_client_drops_meanwhile_is_kept(reached_over_tcp: LocalCluster, held: HeldLink, name: str) -> None:
     with Client(reached_over_tcp) as other:
-        future = other.submit(inc, 1)
-        assert future.result(timeout=20) == 2
+        future = other.submit(inc, 19)
+        assert future.result(timeout=20) == 20
         held.hold()
-        used = held.client.submit(inc, future)
+        used = USES[name](held.client, future)
         del future
-        other.who_has()  # when it is answered, the scheduler knows that the other client has dropped it
-        assert used.result(timeout=20) == 3
+        other.who_has()  # when it is answered, the scheduler knows what the other client has dropped up to now
+        assert held.client.gather(used) == {"in an object": 20, "column": [21, 21]}.get(name, 21)
 
 
 def test_clients_that_dialled_different_addresses_are_of_one_cluster(reached_over_tcp: LocalCluster) -> None:

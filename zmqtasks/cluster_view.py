@@ -254,7 +254,8 @@ class ClusterView(PluginRegistry):
         if futures is None:
             return []
         if isinstance(futures, Future):
-            check_cluster(self._node, futures._state)
+            if futures._node.scheduler_id != self._node.scheduler_id:  # a client that has ended may be asked about
+                check_cluster(self._node, futures._state)
             return [futures._state.key]
         if isinstance(futures, (list, set, frozenset, dict)):
             return [key for item in futures for key in self._keys_of(item)]

@@ -78,6 +78,7 @@ def test_a_future_of_a_closed_client_is_refused(cluster: LocalCluster, client: C
         assert future.result(timeout=20) == 2
     with pytest.raises(ConfigError, match="belongs to a client that has ended"):
         USES[name](client, future)
+    assert isinstance(client.story(future), list)  # to ask about it is allowed
 
 
 def test_a_pickle_is_opened_by_a_client_of_its_cluster_or_refused(client: Client, elsewhere: LocalCluster) -> None:
